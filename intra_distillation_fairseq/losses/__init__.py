@@ -1,0 +1,1 @@
+"""The divergence between K output distributions. Knows nothing of fairseq."""

@@ -1,0 +1,20 @@
+# Shared by every script: strict mode, where things are, how to say something, how to stop.
+# shellcheck shell=bash
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+VENV=${VENV:-$ROOT/.venv}
+
+say() { printf '%s | %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# The installed command line: the repository's own environment first, then whatever is active.
+intra_distillation() {
+    if [ -x "$VENV/bin/intra-distillation" ]; then
+        "$VENV/bin/intra-distillation" "$@"
+    elif command -v intra-distillation >/dev/null 2>&1; then
+        intra-distillation "$@"
+    else
+        die "the package is not installed: run  bash $ROOT/scripts/setup.sh  first"
+    fi
+}

