@@ -32,6 +32,7 @@ setup(
         "fairseq": [
             "fairseq==0.12.2; python_version < '3.11'",
             "fairseq-fixed==0.12.3.1; python_version >= '3.11'",
+            "tensorboardX",  # what fairseq's --tensorboard-logdir writes with; without it every command says so
         ],
         "figures": ["matplotlib"],
         "test": ["pytest", "hypothesis", "ruff"],

@@ -1,0 +1,180 @@
+"""`--criterion intra_distillation`: mean cross-entropy of K passes + alpha' times their divergence (paper, eq. 8)."""
+
+# No `from __future__ import annotations` here: fairseq reads the types of a configuration's fields when it is imported.
+import logging
+import math
+from dataclasses import dataclass, field
+
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.dataclass import ChoiceEnum
+from fairseq.logging import metrics
+from omegaconf import II
+
+from intra_distillation_fairseq import passes
+from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.losses import backends
+from intra_distillation_fairseq.losses.divergence import DIVERGENCES
+from intra_distillation_fairseq.schedule import SCHEDULES, AlphaSchedule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class IntraDistillationCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    """Flags of the criterion. One prefix for all: fairseq drops a flag that another component already has, silently."""
+
+    id_num_passes: int = field(
+        default=3, metadata={"help": "K: how often the model runs on each batch, with other dropout masks; at least 2"}
+    )
+    id_divergence: ChoiceEnum(list(DIVERGENCES)) = field(
+        default="x", metadata={"help": "divergence between the K output distributions: X-divergence or Jensen-Shannon"}
+    )
+    id_alpha: float = field(
+        default=5.0, metadata={"help": "final weight of the divergence, at least 0; constant if at most 1"}
+    )
+    id_alpha_schedule: ChoiceEnum(list(SCHEDULES)) = field(
+        default="adaptive",
+        metadata={"help": "adaptive: the weight grows from 0 through 1 at max-update/q to alpha at max-update/p"},
+    )
+    id_p: float = field(default=5.0, metadata={"help": "p: the weight reaches alpha after max-update/p updates; 0 < p < q"})
+    id_q: float = field(default=10.0, metadata={"help": "q: the weight reaches 1 after max-update/q updates; 0 < p < q"})
+    id_pass_mode: ChoiceEnum(list(passes.PASS_MODES)) = field(
+        default="stacked",
+        metadata={
+            "help": "stacked: one forward over the batch repeated K times; sequential: K forwards; "
+            "recompute: K forwards that keep the activations of one (least memory)"
+        },
+    )
+    id_loss_backend: ChoiceEnum(["auto", *backends.BACKENDS]) = field(
+        default="auto", metadata={"help": "implementation of the loss; auto takes the fastest that is there"}
+    )
+    max_update: int = II("optimization.max_update")  # N of the schedule: no second flag that could disagree
+
+
+@register_criterion("intra_distillation", dataclass=IntraDistillationCriterionConfig)
+class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Token sums, with the single batch's token count (or sentence count under --sentence-avg) as sample size.
+
+    Validation is fairseq's own: one pass, label-smoothed cross-entropy, nothing else.
+    """
+
+    def __init__(
+        self,
+        task,
+        sentence_avg,
+        label_smoothing,
+        ignore_prefix_size=0,
+        report_accuracy=False,
+        id_num_passes=3,
+        id_divergence="x",
+        id_alpha=5.0,
+        id_alpha_schedule="adaptive",
+        id_p=5.0,
+        id_q=10.0,
+        id_pass_mode="stacked",
+        id_loss_backend="auto",
+        max_update=0,
+    ):
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        if id_num_passes < 2:
+            raise UserError(f"--id-num-passes is {id_num_passes}: allowed is at least 2, since passes are compared")
+        # fairseq's enumerations compare equal to strings; the tables of functions are looked up by plain ones.
+        self.alpha_schedule = AlphaSchedule(id_alpha, str(id_alpha_schedule), id_p, id_q, max_update)
+        if self.alpha_schedule.is_adaptive and not getattr(task, "hands_on_update_number", False):
+            raise UserError(
+                f"--task is one that does not tell the criterion the update number ({type(task).__name__}), which "
+                "--id-alpha-schedule adaptive needs; use --task translation_intra_distillation, or the constant schedule"
+            )
+        self.num_passes = id_num_passes
+        self.divergence = str(id_divergence)
+        self.pass_mode = str(id_pass_mode)
+        self.consistency_loss = backends.choose(str(id_loss_backend))
+        self.num_updates = 0
+        self._checked_model = False
+
+    @classmethod
+    def build_criterion(cls, cfg, task):
+        """fairseq's constructor of criterions; a wrong flag ends the program with one line instead of a stack trace."""
+        try:
+            return super().build_criterion(cfg, task)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from error
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Told by the task before each step: the number of completed updates, x of eq. 11-12."""
+        self.num_updates = num_updates
+
+    def forward(self, model, sample, reduce=True):
+        """Loss of one batch; see fairseq's criterions for the three values returned.
+
+        Raises:
+            UserError: the model does not return logits over the whole vocabulary (adaptive softmax).
+        """
+        if not model.training:
+            return super().forward(model, sample, reduce=reduce)
+        self._check(model)
+        alpha = self.alpha_schedule(self.num_updates)
+        outputs = passes.run(model, sample["net_input"], self.num_passes, self.pass_mode)
+        target = model.get_targets(sample, outputs[0])[:, self.ignore_prefix_size :].reshape(-1)  # N
+        logits = [
+            out[0][:, self.ignore_prefix_size :].reshape(-1, out[0].size(-1))  # N x V
+            for out in outputs
+        ]
+        ls_sum, nll_sum, divergence_sum = self.consistency_loss(
+            logits, target, self.padding_idx, self.eps, self.divergence
+        )
+        loss = ls_sum + alpha * divergence_sum
+        sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        logging_output = {
+            "loss": loss.data,
+            "ls_loss": ls_sum.data,
+            "nll_loss": nll_sum.data,
+            "id_loss": divergence_sum.data,
+            "id_alpha": alpha,
+            "id_batches": 1,
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["target"].size(0),
+            "sample_size": sample_size,
+        }
+        if self.report_accuracy:
+            real = target.ne(self.padding_idx)
+            correct = sum(z.argmax(-1).eq(target).logical_and(real).sum() for z in logits)
+            logging_output["n_correct"] = correct.data / self.num_passes
+            logging_output["total"] = real.sum().data
+        return loss, sample_size, logging_output
+
+    def _check(self, model) -> None:
+        """Once, before the first step: what only the model can tell."""
+        if self._checked_model:
+            return
+        self._checked_model = True
+        if getattr(getattr(passes.unwrapped(model), "decoder", None), "adaptive_softmax", None) is not None:
+            raise UserError(
+                "--adaptive-softmax-cutoff is set: intra_distillation compares distributions over the whole vocabulary, "
+                "which an adaptive softmax does not compute; train without it"
+            )
+        if not passes.is_stochastic(model):
+            logger.warning(
+                "every dropout of the model is 0: the %d passes are identical, the divergence is 0 and the training equals "
+                "label_smoothed_cross_entropy at %d times its cost; set --dropout above 0",
+                self.num_passes,
+                self.num_passes,
+            )
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        """Scalars for the log, per token and base 2 as fairseq does."""
+        super().reduce_metrics(logging_outputs)
+        batches = sum(log.get("id_batches", 0) for log in logging_outputs)
+        if not batches:
+            return  # validation: plain label-smoothed cross-entropy
+        ntokens = sum(log["ntokens"] for log in logging_outputs)
+        for name in ("ls_loss", "id_loss"):
+            value = sum(log[name] for log in logging_outputs)
+            metrics.log_scalar(name, value / ntokens / math.log(2), ntokens, round=3 if name == "ls_loss" else 5)
+        # Weight 0 makes fairseq show the last value, alpha' in force at this update, and not a mean over updates.
+        metrics.log_scalar("id_alpha", sum(log["id_alpha"] for log in logging_outputs) / batches, weight=0, round=6)

@@ -1,0 +1,88 @@
+"""K stochastic passes of one model over one batch. Knows torch only.
+
+The passes differ in their dropout masks and in nothing else. Three ways to run them give the same distribution of
+results and differ in cost:
+
+stacked     the batch repeated K times, one forward: fastest on a GPU; K times the activations at once
+sequential  K forwards in order: draws the masks that K plain forwards would draw; K times the activations
+recompute   K forwards, each run again during backward: one pass's activations, 4/3 of the computation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def is_stochastic(model: nn.Module) -> bool:
+    """Whether any dropout-like module (an attribute p above 0, as torch's and fairseq's have) is there to make passes differ."""
+    return any(isinstance(getattr(m, "p", None), (int, float)) and m.p > 0 for m in model.modules())
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside its data-parallel wrappers (torch's DDP, fairseq's proxies), or itself."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
+def stacked(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Any]:
+    """One forward over the batch repeated K times; every tensor of the input has the batch as its first dimension (B)."""
+    repeated = {
+        name: value.repeat(num_passes, *[1] * (value.dim() - 1)) if torch.is_tensor(value) else value  # K*B x ...
+        for name, value in net_input.items()
+    }
+    logits, *extra = model(**repeated)
+    return [(part, *extra) for part in logits.view(num_passes, -1, *logits.shape[1:])]  # each B x T x V
+
+
+def sequential(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Any]:
+    """K forwards in order."""
+    return [model(**net_input) for _ in range(num_passes)]
+
+
+def recompute(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Any]:
+    """K forwards whose activations are dropped and computed again, under the same random state, when backward needs them."""
+    names = list(net_input)
+
+    def one_pass() -> Any:
+        # Backward's second run must not go through a data-parallel wrapper: its forward re-arms the gradient reducer,
+        # which by then is in the middle of reducing. The graph, and with it the gradient hooks, is the first run's.
+        callee: nn.Module = model
+
+        def forward(*values: Any) -> Any:
+            nonlocal callee
+            run, callee = callee, unwrapped(model)
+            return run(**dict(zip(names, values)))
+
+        # Positional arguments: checkpoint looks at these, not at keyword arguments, for the devices whose random state
+        # it has to save; with keyword arguments a GPU would draw other dropout masks the second time.
+        return checkpoint(forward, *net_input.values(), use_reentrant=False, preserve_rng_state=True)
+
+    return [one_pass() for _ in range(num_passes)]
+
+
+PASS_MODES: dict[str, Callable[[nn.Module, Mapping[str, Any], int], list[Any]]] = {
+    "stacked": stacked,
+    "sequential": sequential,
+    "recompute": recompute,
+}
+
+
+def run(model: nn.Module, net_input: Mapping[str, Any], num_passes: int, mode: str) -> list[tuple[Tensor, Any]]:
+    """Run K passes through model(**net_input), never through its parts, so that any data-parallel wrapper works.
+
+    Args:
+        model: returns (logits, extra) with logits (B, T, V), as fairseq's encoder-decoder models do.
+        net_input: fairseq's net_input: src_tokens (B, S), src_lengths (B,), prev_output_tokens (B, T).
+        num_passes: K.
+        mode: a key of PASS_MODES.
+
+    Returns:
+        K of the model's outputs, in order, each for the single batch.
+    """
+    return PASS_MODES[mode](model, net_input, num_passes)
