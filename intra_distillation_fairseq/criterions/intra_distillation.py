@@ -40,8 +40,12 @@ class IntraDistillationCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig)
         default="adaptive",
         metadata={"help": "adaptive: the weight grows from 0 through 1 at max-update/q to alpha at max-update/p"},
     )
-    id_p: float = field(default=5.0, metadata={"help": "p: the weight reaches alpha after max-update/p updates; 0 < p < q"})
-    id_q: float = field(default=10.0, metadata={"help": "q: the weight reaches 1 after max-update/q updates; 0 < p < q"})
+    id_p: float = field(
+        default=5.0, metadata={"help": "p: the weight reaches alpha after max-update/p updates; 0 < p < q"}
+    )
+    id_q: float = field(
+        default=10.0, metadata={"help": "q: the weight reaches 1 after max-update/q updates; 0 < p < q"}
+    )
     id_pass_mode: ChoiceEnum(list(passes.PASS_MODES)) = field(
         default="stacked",
         metadata={

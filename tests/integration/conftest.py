@@ -19,7 +19,9 @@ TINY_MODEL = (
     "--arch transformer_small --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 "
     "--encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2"
 ).split()
-TRAINING = "--optimizer adam --lr 0.005 --max-tokens 300 --num-workers 0 --log-format json --log-interval 1 --cpu".split()
+TRAINING = (
+    "--optimizer adam --lr 0.005 --max-tokens 300 --num-workers 0 --log-format json --log-interval 1 --cpu".split()
+)
 
 
 def write_corpus(folder: Path, splits: dict[str, int], seed: int = 1) -> None:

@@ -166,28 +166,10 @@ def test_smoothing_is_fairseqs():
     from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 
     logits, target = random_logits(3, 20, 11), random_target(20, 11)
-    expected = [
-        label_smoothed_nll_loss(torch.log_softmax(z, -1), target, 0.1, ignore_index=PAD) for z in logits
-    ]
+    expected = [label_smoothed_nll_loss(torch.log_softmax(z, -1), target, 0.1, ignore_index=PAD) for z in logits]
     result = reference(logits, target, PAD, 0.1, "x")
     assert result.ls_sum.item() == pytest.approx(sum(loss.item() for loss, _ in expected) / 3, rel=1e-12)
     assert result.nll_sum.item() == pytest.approx(sum(nll.item() for _, nll in expected) / 3, rel=1e-12)
-
-
-def test_rdrop_of_fairseq_is_twice_this_loss_with_two_passes():
-    """Constant alpha, K = 2, X: fairseq's label_smoothed_cross_entropy_with_rdrop sums over both halves."""
-    from types import SimpleNamespace
-
-    from fairseq.criterions.label_smoothed_cross_entropy_with_rdrop import RdropLabelSmoothedCrossEntropyCriterion as Rdrop
-
-    logits, target = random_logits(2, 20, 11), random_target(20, 11)
-    ours = reference(logits, target, PAD, 0.1, "x")
-    model = SimpleNamespace(get_normalized_probs=lambda out, log_probs: torch.log_softmax(out[0], -1))
-    both = torch.log_softmax(logits.reshape(40, 11), -1)
-    kl_sum = Rdrop.compute_kl_loss(
-        SimpleNamespace(), model, (both,), pad_mask=target.eq(PAD).repeat(2).view(40, 1)[:20]
-    )
-    assert 5 * kl_sum.item() == pytest.approx(2 * 5 * ours.divergence_sum.item(), rel=1e-9)
 
 
 def test_unknown_back_end_is_named():

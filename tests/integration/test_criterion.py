@@ -1,0 +1,210 @@
+"""The criterion inside fairseq, in this process: equality with fairseq's own, weights, logging, error messages."""
+
+import argparse
+import logging
+import math
+
+import pytest
+import torch
+from fairseq import tasks
+from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.logging import metrics
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from omegaconf import OmegaConf
+
+import intra_distillation_fairseq  # noqa: F401
+from intra_distillation_fairseq.criterions.intra_distillation import IntraDistillationCriterionConfig
+
+
+def make_task(data, name="translation_intra_distillation"):
+    cfg = tasks.TASK_DATACLASS_REGISTRY[name](
+        data=str(data), source_lang="xx", target_lang="en", dataset_impl="mmap", required_seq_len_multiple=1, train_subset="train"
+    )  # fmt: skip
+    return tasks.TASK_REGISTRY[name].setup_task(cfg)
+
+
+def make_criterion(task, name="intra_distillation", **settings):
+    defaults = {"label_smoothing": 0.1, "sentence_avg": False, "max_update": 100}
+    cfg = OmegaConf.structured(IntraDistillationCriterionConfig(**{**defaults, **settings}))
+    return CRITERION_REGISTRY[name].build_criterion(cfg, task)
+
+
+def make_model(task, dropout=0.0, **settings):
+    sizes = {f"{side}_{what}": value for side in ("encoder", "decoder") for what, value in
+             (("layers", 1), ("embed_dim", 16), ("ffn_embed_dim", 32), ("attention_heads", 2))}  # fmt: skip
+    args = argparse.Namespace(max_source_positions=64, max_target_positions=64, dropout=dropout, **sizes, **settings)
+    ARCH_CONFIG_REGISTRY["transformer_small"](args)
+    torch.manual_seed(0)
+    return ARCH_MODEL_REGISTRY["transformer_small"].build_model(args, task)
+
+
+@pytest.fixture
+def task(tiny_data):
+    return make_task(tiny_data)
+
+
+@pytest.fixture
+def sample(task):
+    """Sentences of different lengths, so that there is padding."""
+    task.load_dataset("train")
+    dataset = task.datasets["train"]
+    batch = dataset.collater([dataset[i] for i in range(9)])
+    assert batch["target"].eq(task.target_dictionary.pad()).any()
+    return batch
+
+
+def gradient(model, criterion, sample):
+    model.train()
+    model.zero_grad()
+    loss, sample_size, log = criterion(model, sample)
+    loss.backward()
+    return loss.item(), sample_size, log, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("mode", ["stacked", "sequential", "recompute"])
+@pytest.mark.parametrize("divergence", ["x", "js"])
+def test_without_dropout_it_is_label_smoothed_cross_entropy(task, sample, mode, divergence):
+    model = make_model(task)
+    ours = make_criterion(task, id_pass_mode=mode, id_divergence=divergence, id_alpha_schedule="constant")
+    expected = gradient(model, make_criterion(task, "label_smoothed_cross_entropy"), sample)
+    got = gradient(model, ours, sample)
+    assert got[0] == pytest.approx(expected[0], rel=1e-6)
+    assert got[1] == expected[1] == sample["ntokens"]
+    assert abs(got[2]["id_loss"].item()) < 1e-5
+    torch.testing.assert_close(got[3], expected[3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["stacked", "sequential", "recompute"])
+def test_loss_is_cross_entropy_plus_alpha_times_divergence(task, sample, mode):
+    model = make_model(task, dropout=0.3)
+    criterion = make_criterion(task, id_pass_mode=mode)
+    for num_updates, alpha in ((0, 0.0), (10, 1.0), (20, 5.0), (99, 5.0)):
+        criterion.set_num_updates(num_updates)
+        loss, _, log, _ = gradient(model, criterion, sample)
+        assert log["id_alpha"] == pytest.approx(alpha)
+        assert log["id_loss"] > 0
+        assert loss == pytest.approx((log["ls_loss"] + alpha * log["id_loss"]).item(), rel=1e-6)
+
+
+def test_recompute_gives_the_gradients_of_sequential_bit_for_bit(task, sample):
+    model = make_model(task, dropout=0.3, attention_dropout=0.1)
+    results = []
+    for mode in ("sequential", "recompute"):
+        criterion = make_criterion(task, id_pass_mode=mode, id_alpha_schedule="constant")
+        torch.manual_seed(4)
+        results.append(gradient(model, criterion, sample))
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][3], results[1][3])
+
+
+def test_sequential_draws_the_masks_of_plain_forwards(task, sample):
+    model = make_model(task, dropout=0.3)
+    plain, ours = make_criterion(task, "label_smoothed_cross_entropy"), make_criterion(task, id_pass_mode="sequential")
+    model.train()
+    torch.manual_seed(4)
+    expected = [plain(model, sample)[0].item() for _ in range(3)]
+    torch.manual_seed(4)
+    assert ours(model, sample)[2]["ls_loss"].item() == pytest.approx(sum(expected) / 3, rel=1e-6)
+
+
+def test_sentence_avg_and_ignore_prefix(task, sample):
+    model = make_model(task)
+    settings = {"sentence_avg": True, "ignore_prefix_size": 1, "report_accuracy": True}
+    expected = gradient(model, make_criterion(task, "label_smoothed_cross_entropy", **settings), sample)
+    got = gradient(model, make_criterion(task, **settings), sample)
+    assert got[1] == expected[1] == 9
+    assert got[0] == pytest.approx(expected[0], rel=1e-6)
+    assert got[2]["n_correct"].item() == pytest.approx(expected[2]["n_correct"])
+    assert got[2]["total"].item() == expected[2]["total"]
+
+
+def test_validation_is_fairseqs(task, sample):
+    model = make_model(task, dropout=0.3)
+    expected = task.valid_step(sample, model, make_criterion(task, "label_smoothed_cross_entropy"))
+    got = task.valid_step(sample, model, make_criterion(task))
+    assert got[0].item() == expected[0].item()
+    assert got[1] == expected[1]
+    assert set(got[2]) == set(expected[2])
+
+
+def test_the_task_hands_on_the_update_number(task, sample):
+    model, criterion = make_model(task, dropout=0.3), make_criterion(task)
+    optimizer = argparse.Namespace(backward=lambda loss: loss.backward())
+    for update_num in (0, 7, 7, 50):
+        _, _, log = task.train_step(sample, model, criterion, optimizer, update_num)
+        assert log["id_alpha"] == criterion.alpha_schedule(update_num)
+
+
+def test_logged_scalars_are_per_token_and_base_two(task, sample):
+    model, criterion = make_model(task, dropout=0.3), make_criterion(task)
+    criterion.set_num_updates(15)
+    loss, _, log, _ = gradient(model, criterion, sample)
+    with metrics.aggregate() as aggregator:
+        type(criterion).reduce_metrics([log, log])
+    values = aggregator.get_smoothed_values()
+    per_token = 1 / sample["ntokens"] / math.log(2)
+    assert values["loss"] == pytest.approx(loss * per_token, abs=1e-3)
+    assert values["ls_loss"] == pytest.approx(log["ls_loss"].item() * per_token, abs=1e-3)
+    assert values["nll_loss"] == pytest.approx(log["nll_loss"].item() * per_token, abs=1e-3)
+    assert values["id_loss"] == pytest.approx(log["id_loss"].item() * per_token, abs=1e-5)
+    assert values["id_alpha"] == pytest.approx(criterion.alpha_schedule(15), abs=1e-6)
+    assert values["loss"] == pytest.approx(values["ls_loss"] + values["id_alpha"] * values["id_loss"], abs=2e-3)
+    assert values["ppl"] == pytest.approx(2 ** values["nll_loss"], rel=1e-2)
+
+
+def test_all_dropout_at_zero_is_warned_about_once(task, sample, caplog):
+    model, criterion = make_model(task, dropout=0.0), make_criterion(task)
+    with caplog.at_level(logging.WARNING):
+        gradient(model, criterion, sample)
+        gradient(model, criterion, sample)
+    warnings = [r.getMessage() for r in caplog.records if "every dropout of the model is 0" in r.getMessage()]
+    assert len(warnings) == 1
+    assert "the 3 passes are identical" in warnings[0]
+
+
+def test_no_warning_with_dropout(task, sample, caplog):
+    with caplog.at_level(logging.WARNING):
+        gradient(make_model(task, dropout=0.1), make_criterion(task), sample)
+    assert "dropout" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"id_num_passes": 1}, "error: --id-num-passes is 1: allowed is at least 2"),
+        ({"id_alpha": -0.5}, "error: --id-alpha is -0.5: allowed is a number of at least 0"),
+        ({"id_p": 10.0}, "error: --id-p is 10.0 and --id-q is 10.0: allowed is 0 < p < q"),
+        ({"max_update": 0}, "error: --max-update is 0: allowed is a number above 0"),
+    ],
+)
+def test_wrong_flags_end_with_one_line(task, settings, message):
+    with pytest.raises(SystemExit) as error:
+        make_criterion(task, **settings)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_stock_task_takes_the_constant_schedule_only(tiny_data, sample):
+    stock = make_task(tiny_data, "translation")
+    criterion = make_criterion(stock, id_alpha_schedule="constant", id_alpha=2.0)
+    assert gradient(make_model(stock, dropout=0.3), criterion, sample)[2]["id_alpha"] == 2.0
+    with pytest.raises(
+        SystemExit, match="^error: --task is one that does not tell .*use --task translation_intra_distil"
+    ):
+        make_criterion(stock)
+
+
+def test_batches_are_those_of_a_fresh_training_whatever_the_epoch(tiny_data):
+    """P2: without the mend a run resumed in epoch 3 trains on other batches than one that never stopped."""
+
+    def batches(name, epoch):
+        task = make_task(tiny_data, name)
+        task.load_dataset("train")
+        iterator = task.get_batch_iterator(task.datasets["train"], max_tokens=100, seed=1, epoch=epoch)
+        return iterator.epoch, [list(b) for b in iterator.frozen_batches]
+
+    stock, ours = "translation", "translation_intra_distillation"
+    fresh = batches(stock, 1)[1]
+    assert batches(ours, 1) == (1, fresh)
+    assert batches(ours, 3) == (3, fresh)
+    assert batches(stock, 3)[1] != fresh, "fairseq composes the same batches in every epoch: ExactResumeMixin can go"

@@ -1,0 +1,72 @@
+"""What each folder may import (docs/development.md), and that text commands do not wait for torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import intra_distillation_fairseq
+
+PACKAGE = Path(intra_distillation_fairseq.__file__).parent
+NAME = PACKAGE.name
+
+# What the files of a folder (or a single file) must not import, directly.
+FORBIDDEN = {
+    "schedule.py": {"torch", "fairseq", f"{NAME}.losses", f"{NAME}.passes", f"{NAME}.criterions", f"{NAME}.tasks"},
+    "losses": {"fairseq", f"{NAME}.passes", f"{NAME}.criterions", f"{NAME}.tasks", f"{NAME}.cli"},
+    "passes.py": {"fairseq", f"{NAME}.criterions", f"{NAME}.tasks", f"{NAME}.cli"},
+    "corpus": {"torch", "fairseq", f"{NAME}.criterions", f"{NAME}.tasks", f"{NAME}.cli", f"{NAME}.plugin"},
+    "criterions": {f"{NAME}.cli"},
+    "tasks": {f"{NAME}.cli", f"{NAME}.criterions"},
+    "models": {f"{NAME}.cli", f"{NAME}.criterions"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def starts_with(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+@pytest.mark.parametrize("place", FORBIDDEN)
+def test_imports_go_one_way(place):
+    files = [PACKAGE / place] if place.endswith(".py") else sorted((PACKAGE / place).rglob("*.py"))
+    assert files
+    for file in files:
+        wrong = {n for n in imported(file) for f in FORBIDDEN[place] if starts_with(n, f)}
+        assert not wrong, f"{file.relative_to(PACKAGE)} imports {wrong}"
+
+
+def test_text_commands_do_not_import_torch():
+    code = (
+        "import sys; sys.argv = ['/x/bin/intra-distillation', 'user-dir']\n"
+        "from intra_distillation_fairseq.cli.main import main\n"
+        "assert main() == 0\n"
+        "assert not {'torch', 'fairseq'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(PACKAGE)
+
+
+def test_importing_the_package_registers_the_plugin():
+    code = (
+        "import intra_distillation_fairseq\n"
+        "from fairseq import tasks, models, criterions\n"
+        "assert 'translation_intra_distillation' in tasks.TASK_REGISTRY\n"
+        "assert 'intra_distillation' in criterions.CRITERION_REGISTRY\n"
+        "assert {'transformer_small', 'transformer_big'} <= set(models.ARCH_MODEL_REGISTRY)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
