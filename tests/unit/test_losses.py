@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.losses import chunked as chunked_loss
 from intra_distillation_fairseq.losses.backends import BACKENDS, choose, reference
 from intra_distillation_fairseq.losses.divergence import DIVERGENCES, js_divergence, log_probabilities, x_divergence
 
@@ -87,14 +88,15 @@ def test_gradcheck(name, divergence):
     assert torch.autograd.gradcheck(loss, (logits,))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_lower_precision_against_float64(dtype, divergence):
+def test_lower_precision_against_float64(dtype, divergence, backend):
     """The error of the loss is that of float32 arithmetic, that of the gradient is that of rounding it to the logits' type."""
     low = random_logits(3, 40, 101, dtype).requires_grad_()
     high = low.detach().double().requires_grad_()
     target = random_target(40, 101)
-    results = [reference(z, target, PAD, 0.1, divergence) for z in (low, high)]
+    results = [BACKENDS[b](z, target, PAD, 0.1, divergence) for b, z in ((backend, low), ("reference", high))]
     for got, expected in zip(*results):
         assert got.dtype == torch.float32
         assert got.item() == pytest.approx(expected.item(), rel=2e-6)
@@ -106,16 +108,17 @@ def test_lower_precision_against_float64(dtype, divergence):
     assert (difference <= allowed).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("gap", [50.0, 100.0, 105.0, 200.0, 1000.0])
-def test_finite_at_a_large_gap_of_logits(gap, dtype, divergence):
+def test_finite_at_a_large_gap_of_logits(gap, dtype, divergence, backend):
     logits = torch.zeros(3, 2, 5, dtype=dtype)
     logits[0, :, 0] = gap
     logits[1, :, 1] = gap
     logits[2, :, 2] = -gap
     logits.requires_grad_()
-    result = reference(logits, torch.tensor([3, 4]), PAD, 0.1, divergence)
+    result = BACKENDS[backend](logits, torch.tensor([3, 4]), PAD, 0.1, divergence)
     (gradient,) = torch.autograd.grad(result.ls_sum + 5 * result.divergence_sum, logits)
     assert all(value.isfinite() for value in result)
     assert gradient.isfinite().all()
@@ -128,8 +131,9 @@ def test_a_tiny_divergence_does_not_cancel_in_float32():
     assert x_divergence(list(log_probabilities(logits.float()))).item() == pytest.approx(exact.item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_padding_never_matters(divergence):
+def test_padding_never_matters(divergence, backend):
     logits, target = random_logits(3, 20, 11), random_target(20, 11)
     changed = logits.clone()
     changed[:, target.eq(PAD)] = 1e4 * random_logits(3, int(target.eq(PAD).sum()), 11, seed=5)
@@ -137,7 +141,7 @@ def test_padding_never_matters(divergence):
     for z in (logits, changed, real):
         z.requires_grad_()
     results = [
-        reference(z, t, PAD, 0.1, divergence)
+        BACKENDS[backend](z, t, PAD, 0.1, divergence)
         for z, t in ((logits, target), (changed, target), (real, target[target.ne(PAD)]))
     ]
     for values in zip(*results):
@@ -148,10 +152,38 @@ def test_padding_never_matters(divergence):
     assert (gradient[:, target.ne(PAD)] != 0).any()
 
 
-def test_only_padding_gives_zero():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_padding_gives_zero(backend):
     logits = random_logits(3, 4, 7).requires_grad_()
-    result = reference(logits, torch.full((4,), PAD), PAD, 0.1, "x")
+    result = BACKENDS[backend](logits, torch.full((4,), PAD), PAD, 0.1, "x")
     assert [value.item() for value in result] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize(("k", "n", "v"), [(2, 1, 5), (3, 37, 101), (6, 50, 12)])
+@pytest.mark.parametrize("tokens_per_chunk", [1, 7, 1000])
+def test_chunked_equals_reference(monkeypatch, k, n, v, tokens_per_chunk, divergence):
+    """Any number of tokens per chunk, random upstream gradients, passes given as a list of non-contiguous tensors."""
+    monkeypatch.setattr(chunked_loss, "chunk_tokens", lambda *_: tokens_per_chunk)
+    target = random_target(n, v, seed=3)
+    results = []
+    for backend in ("reference", "chunked"):
+        leaf = random_logits(n, v, k).requires_grad_()
+        result = BACKENDS[backend](list(leaf.permute(2, 0, 1)), target, PAD, 0.1, divergence)
+        (gradient,) = torch.autograd.grad(-0.3 * result.ls_sum + 2.9 * result.divergence_sum, leaf)
+        results.append((*(value.detach() for value in result), gradient))
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+def test_chunked_scales_before_it_rounds_to_float16():
+    """A gradient below float16's range survives if the upstream gradient (fairseq's loss scale) lifts it into the range."""
+    logits = random_logits(3, 4, 2001, torch.float16).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    target = torch.tensor([5, 6, 7, 8])
+    for backend, z in (("chunked", logits), ("reference", exact)):
+        (1e-7 * 2.0**20 * BACKENDS[backend](z, target, PAD, 0.1, "x").ls_sum).backward()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-3, atol=1e-7)
 
 
 def test_sums_over_tokens_add_up():
@@ -173,5 +205,5 @@ def test_smoothing_is_fairseqs():
 
 
 def test_unknown_back_end_is_named():
-    with pytest.raises(UserError, match="^--id-loss-backend is 'cuda': allowed are auto, reference"):
+    with pytest.raises(UserError, match="^--id-loss-backend is 'cuda': allowed are auto, reference, chunked"):
         choose("cuda")
