@@ -35,7 +35,7 @@ setup(
             "tensorboardX",  # what fairseq's --tensorboard-logdir writes with; without it every command says so
         ],
         "figures": ["matplotlib"],
-        "test": ["pytest", "hypothesis", "ruff"],
+        "test": ["pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["intra-distillation = intra_distillation_fairseq.cli.main:main"]},
     zip_safe=False,

@@ -26,12 +26,15 @@ command -v "$PYTHON" >/dev/null 2>&1 || die "no interpreter '$PYTHON': install P
     die "$PYTHON is $("$PYTHON" -V 2>&1), needed is 3.11 or newer: set PYTHON=/path/to/python3.11"
 
 # What decides the installation; where it has not changed since the last complete run, there is nothing to do.
-want=$(printf '%s\n' "$("$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)')" "$TORCH_SPEC" "$ROOT" &&
-    cat "$ROOT/setup.py" "${BASH_SOURCE[0]}" "$ROOT"/scripts/lib/fairseq_build/torch/utils/cpp_extension.py)
+base=$("$PYTHON" -c 'import sys; print(sys.version.split()[0], sys.base_prefix)')" | $TORCH_SPEC | $ROOT"
+want=$base$(cat "$ROOT/setup.py" "${BASH_SOURCE[0]}" "$ROOT"/scripts/lib/fairseq_build/torch/utils/cpp_extension.py | cksum)
 stamp=$VENV/.intra_distillation_installed
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && [ -x "$VENV/bin/intra-distillation" ]; then
+have=$(cat "$stamp" 2>/dev/null || true)
+if [ "$have" = "$want" ] && [ -x "$VENV/bin/intra-distillation" ]; then
     exit 0
 fi
+# A complete environment on the same interpreter is brought up to date; anything else, a half-made one too, is made anew.
+case "$have" in "$base"*) fresh=no ;; *) fresh=yes ;; esac
 rm -f "$stamp"
 
 mkdir -p "$LOGS"
@@ -60,12 +63,14 @@ build_fairseq() {
         install --no-deps --no-build-isolation fairseq-fixed==0.12.3.1
 }
 
-if has_torch; then
-    say "setup: keeping the torch that $PYTHON already has"
-    step "virtual environment" "$PYTHON" -m venv --clear --system-site-packages "$VENV"
-else
-    step "virtual environment" "$PYTHON" -m venv --clear "$VENV"
-    step "torch" pip install "$TORCH_SPEC"
+if [ "$fresh" = yes ]; then
+    if has_torch; then
+        say "setup: keeping the torch that $PYTHON already has"
+        step "virtual environment" "$PYTHON" -m venv --clear --system-site-packages "$VENV"
+    else
+        step "virtual environment" "$PYTHON" -m venv --clear "$VENV"
+        step "torch" pip install "$TORCH_SPEC"
+    fi
 fi
 step "build tools" pip install setuptools wheel cython numpy
 step "fairseq" build_fairseq
