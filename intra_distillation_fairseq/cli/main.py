@@ -11,6 +11,12 @@ from intra_distillation_fairseq.errors import UserError
 # sub-command -> (module of this folder, one line of help). A module has configure(parser) and run(args) -> exit code;
 # it is imported only when its command is called, so that `--help` does not wait for torch.
 COMMANDS = {
+    "prepare-iwslt14": ("prepare_iwslt14", "IWSLT'14 archive -> data folders for training, one per language pair"),
+    "prepare-parallel": ("prepare_parallel", "your own parallel text files -> a data folder for training"),
+    "train": ("train", "train one method of a config on a data folder, or go on with it"),
+    "evaluate": ("evaluate", "translate the test set with a trained model and score it"),
+    "demo-archive": ("demo_archive", "write an invented language pair as an archive of the layout of IWSLT'14"),
+    "demo-report": ("demo_report", "table and training curves of finished runs, beside answers without a model"),
     "user-dir": ("user_dir", "print the folder to give to fairseq as --user-dir"),
 }
 
@@ -24,8 +30,15 @@ def main(argv: list[str] | None = None) -> int:
         sub = commands.add_parser(name, help=help_line, description=help_line)
         if argv and argv[0] == name:
             importlib.import_module(f"{__package__}.{module}").configure(sub)
-    args = parser.parse_args(argv)
+    # Split off here: argparse cannot tell a sub-command's flags from those meant for another program.
+    own, after_dashes = argv, []
+    if "--" in argv:
+        own, after_dashes = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    args = parser.parse_args(own)
     command = importlib.import_module(f"{__package__}.{COMMANDS[args.command][0]}")
+    args.after_dashes = after_dashes
+    if after_dashes and not getattr(command, "TAKES_FLAGS", False):
+        parser.error(f"{args.command} takes nothing after --: '{' '.join(after_dashes)}'")
     try:
         return command.run(args) or 0
     except UserError as error:

@@ -18,3 +18,10 @@ intra_distillation() {
         die "the package is not installed: run  bash $ROOT/scripts/setup.sh  first"
     fi
 }
+
+# The same in place of the calling script, so that a signal sent to the script reaches the program.
+exec_intra_distillation() {
+    if [ -x "$VENV/bin/intra-distillation" ]; then exec "$VENV/bin/intra-distillation" "$@"; fi
+    command -v intra-distillation >/dev/null 2>&1 && exec intra-distillation "$@"
+    die "the package is not installed: run  bash $ROOT/scripts/setup.sh  first"
+}

@@ -1,0 +1,100 @@
+"""Averages checkpoints and tells what one holds. Files are read with torch's safe loader only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intra_distillation_fairseq.errors import UserError
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """Attributes:
+    update: completed updates, None if the file does not say.
+    valid_loss: validation loss (per token, base 2) when it was saved, None without a validation.
+    """
+
+    update: int | None
+    valid_loss: float | None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a fairseq checkpoint to the CPU; tensors are mapped from the file and read when they are used.
+
+    Raises:
+        UserError: the file is missing, cut off, not a checkpoint, or holds types that fairseq's checkpoints do not.
+    """
+    _allow_fairseq_types()
+    if not path.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a bad file; each means the same to the user
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"checkpoint '{path}' cannot be read ({reason}): it is cut off or not made by fairseq"
+        ) from None
+    if not isinstance(state, dict) or "model" not in state:
+        raise UserError(f"'{path}' is not a fairseq checkpoint: it has no 'model'")
+    return state
+
+
+def _allow_fairseq_types() -> None:
+    """Have the plugin tell torch's safe loader which types fairseq's checkpoints hold."""
+    logging.disable(logging.INFO)  # fairseq advises to install packages that it does not need here
+    try:
+        from intra_distillation_fairseq import plugin  # noqa: F401
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def facts(path: Path) -> CheckpointFacts:
+    """What a checkpoint says about itself."""
+    state = load(path)
+    history = state.get("optimizer_history") or [{}]
+    return CheckpointFacts(history[-1].get("num_updates"), (state.get("extra_state") or {}).get("val_loss"))
+
+
+def average(paths: list[Path], output: Path) -> None:
+    """Write the mean of several checkpoints' parameters.
+
+    Sums are float64 and the mean is cast back to each parameter's type; whole numbers are rounded down. Configuration
+    and history are the first file's; the optimizer's state is left out, since a mean of it means nothing.
+
+    Args:
+        paths: checkpoints of one model, at least one.
+        output: the file to write, whole or not at all.
+    Raises:
+        UserError: a file cannot be read, or its parameters differ in name or shape from the first one's.
+    """
+    first = load(paths[0])
+    sums = {name: value.to(torch.float64, copy=True) for name, value in first["model"].items()}
+    for path in paths[1:]:
+        model = load(path)["model"]
+        if model.keys() != sums.keys():
+            name = sorted(model.keys() ^ sums.keys())[0]
+            raise UserError(f"'{path}' and '{paths[0]}' are not of one model: only one of them has '{name}'")
+        for name, value in model.items():
+            if value.shape != sums[name].shape:
+                raise UserError(
+                    f"'{path}' and '{paths[0]}' are not of one model: '{name}' has the shapes "
+                    f"{tuple(value.shape)} and {tuple(sums[name].shape)}"
+                )
+            sums[name] += value
+    mean = {}
+    for name, value in first["model"].items():
+        total = sums[name] / len(paths)
+        mean[name] = (total if value.is_floating_point() else total.floor()).to(value.dtype)
+    state = {key: value for key, value in first.items() if key != "last_optimizer_state"}
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        torch.save({**state, "model": mean}, temporary)
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,225 @@
+"""`intra-distillation evaluate`: translate the test set with a run's checkpoint and score it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from intra_distillation_fairseq.corpus.stages import file_sha256, read_json, write_json
+from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.experiments import devices, generation, processes
+from intra_distillation_fairseq.experiments.prepared import PreparedData, count_binarised, open_prepared, read_lines
+from intra_distillation_fairseq.experiments.progress import Progress
+from intra_distillation_fairseq.experiments.recipes import evaluation_as_dict, evaluation_from
+from intra_distillation_fairseq.experiments.runs import RunFolder, lock
+from intra_distillation_fairseq.experiments.scores import score
+
+_AVERAGE = re.compile(r"average([1-9]\d*)\Z")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The flags of evaluate.sh."""
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="run folder of train.sh")
+    parser.add_argument(
+        "--data", type=Path, metavar="DATA", help="prepared data folder (default: the one it was trained on)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="best",
+        help="best (lowest validation loss), last, or averageN: mean of the newest N epochs (default: %(default)s)",
+    )
+    parser.add_argument("--cpu", action="store_true", help="keep off the GPU")
+    parser.add_argument("--force", action="store_true", help="translate and score again even if that is done")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; returns the exit status."""
+    folder = RunFolder(args.run_dir)
+    record = folder.read()
+    if record is None:
+        raise UserError(
+            f"'{args.run_dir}' is not a run folder, it has no run.json: train it with scripts/train.sh first"
+        )
+    sources = _sources(folder, args.checkpoint)
+    data = open_prepared(args.data or Path(record["data"]), ("test",))
+    if data.dictionary_digest != record["dictionary_digest"]:
+        raise UserError(
+            f"the dictionaries of '{data.folder}' are not those the model was trained with: evaluate on "
+            f"'{record['data']}', or on one prepared with its sentencepiece model"
+        )
+    references = read_lines(data.references)
+    binarised = count_binarised(data, "test")
+    if binarised is not None and binarised != len(references):
+        raise UserError(
+            f"the test set in '{data.bin}' would give {binarised} hypotheses for the {len(references)} references of "
+            f"'{data.references}': prepare the data folder again"
+        )
+    with lock(folder.folder / "eval" / args.checkpoint / ".lock", "intra-distillation evaluate"):
+        return _evaluate(args, folder, record, sources, data, references)
+
+
+def _sources(folder: RunFolder, name: str) -> list[Path]:
+    """The checkpoint files that `--checkpoint` means.
+
+    Raises:
+        UserError: an unknown name, a missing file, or too few epochs to average.
+    """
+    if name in ("best", "last"):
+        path = folder.folder / f"checkpoint_{name}.pt"
+        if not path.exists():
+            there = ", ".join(path.name for path in folder.checkpoints()) or "no checkpoint"
+            raise UserError(f"--checkpoint '{name}': '{path}' does not exist (the folder has {there}): train first")
+        return [path]
+    match = _AVERAGE.match(name)
+    if not match:
+        raise UserError(f"--checkpoint is '{name}': allowed are best, last and averageN, as in average5")
+    paths = folder.epoch_checkpoints()
+    if len(paths) < int(match[1]):
+        raise UserError(
+            f"--checkpoint '{name}' needs {match[1]} epoch checkpoints (checkpoint<epoch>.pt), '{folder.folder}' has "
+            f"{len(paths)}: train more epochs, and keep more of them with keep-last-epochs in the config"
+        )
+    return paths[: int(match[1])]
+
+
+def _evaluate(
+    args: argparse.Namespace,
+    folder: RunFolder,
+    record: dict[str, Any],
+    sources: list[Path],
+    data: PreparedData,
+    references: list[str],
+) -> int:
+    out = folder.folder / "eval" / args.checkpoint
+    out_score, link = out / "score.json", out / ".checkpoint.pt"
+    evaluation = evaluation_from(record["evaluation"])
+    kept = [_keep(path, out / f".source{index}.pt") for index, path in enumerate(sources)]
+    try:
+        inputs = {
+            "checkpoints": [file_sha256(path) for path in kept],
+            "test": [file_sha256(path) for path in _test_files(data)],
+            "evaluation": evaluation_as_dict(evaluation),
+        }
+        old = read_json(out_score)
+        if not args.force and isinstance(old, dict) and old.get("inputs") == inputs and _complete(out, len(references)):
+            print("already evaluated, nothing to do (--force does it again)", file=sys.stderr)
+            print(_line(old, data, out_score))
+            return 0
+        out_score.unlink(missing_ok=True)  # it belongs to the texts that are replaced now
+        started = time.monotonic()
+        checkpoint = _averaged(kept, link) if args.checkpoint not in ("best", "last") else kept[0]
+        status, hypotheses = _translate(args, data, checkpoint, evaluation, out, len(references))
+        if status:
+            return status
+        _write_lines(out / "hypotheses.txt", _cased(hypotheses, evaluation.lowercase))
+        _write_lines(out / "references.txt", _cased(references, evaluation.lowercase))
+        values = score(hypotheses, references, lowercase=evaluation.lowercase, tokenize=evaluation.tokenize)
+        result = {
+            **values,
+            **_facts(kept[0], averaged=len(kept) > 1),
+            "lowercased": evaluation.lowercase,
+            "checkpoint": args.checkpoint,
+            "files": [path.name for path in sources],
+            "pair": data.pair,
+            "seconds": round(time.monotonic() - started, 1),
+            "inputs": inputs,
+        }
+        write_json(out_score, result)
+        print(_line(result, data, out_score))
+        return 0
+    finally:
+        for path in [*kept, link]:
+            path.unlink(missing_ok=True)
+
+
+def _translate(
+    args: argparse.Namespace, data: PreparedData, checkpoint: Path, evaluation: Any, out: Path, total: int
+) -> tuple[int, list[str]]:
+    cpu = args.cpu or not devices.probe()["devices"]
+    command = generation.generate_command(
+        processes.fairseq_command("fairseq-generate"), data, checkpoint, evaluation, cpu=cpu
+    )
+    output, log = out / "generate.txt", out / "generate.log"
+    progress, done = Progress("translate", total, "sentences"), 0
+
+    def follow(line: str) -> None:
+        nonlocal done
+        if generation.is_hypothesis(line):
+            done += 1
+            if done % max(total // 10, 1) == 0:
+                progress.milestone(done, {})
+            else:
+                progress.show(done)
+
+    status = processes.run_logged(command, output, log, follow=follow)
+    progress.close()
+    if status:
+        how = processes.describe_status(status)
+        print(processes.tail(log), file=sys.stderr)
+        print(f"error: fairseq-generate ended with {how}; its log, of which this is the end: {log}", file=sys.stderr)
+        return status, []
+    hypotheses = generation.read_hypotheses(output)
+    if len(hypotheses) != total:
+        raise UserError(
+            f"'{output}' has {len(hypotheses)} hypotheses and '{data.references}' has {total} references: "
+            "nothing was scored"
+        )
+    return 0, hypotheses
+
+
+def _keep(source: Path, link: Path) -> Path:
+    """A second name for a checkpoint's bytes, so that a training that goes on cannot exchange them meanwhile."""
+    link.unlink(missing_ok=True)
+    try:
+        os.link(source, link)
+    except OSError:  # a file system without hard links
+        link.write_bytes(source.read_bytes())
+    return link
+
+
+def _averaged(paths: list[Path], output: Path) -> Path:
+    from intra_distillation_fairseq import checkpoints  # imports torch
+
+    checkpoints.average(paths, output)
+    return output
+
+
+def _facts(checkpoint: Path, *, averaged: bool) -> dict[str, Any]:
+    from intra_distillation_fairseq import checkpoints  # imports torch
+
+    facts = checkpoints.facts(checkpoint)
+    # The validation loss of a mean of models is not the newest one's, and nobody measured it.
+    return {"update": facts.update, "valid_loss": None if averaged else facts.valid_loss}
+
+
+def _test_files(data: PreparedData) -> list[Path]:
+    stem = data.bin / f"test.{data.pair}.{data.source_lang}"
+    return [stem.with_name(stem.name + ".bin"), stem.with_name(stem.name + ".idx"), data.references]
+
+
+def _complete(out: Path, sentences: int) -> bool:
+    texts = [out / "hypotheses.txt", out / "references.txt"]
+    return all(path.is_file() and path.read_bytes().count(b"\n") == sentences for path in texts)
+
+
+def _cased(lines: list[str], lowercase: bool) -> list[str]:
+    return [line.lower() for line in lines] if lowercase else lines
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def _line(result: dict[str, Any], data: PreparedData, path: Path) -> str:
+    where = f"{data.pair} test, checkpoint {result['checkpoint']} (update {result['update']})"
+    return (
+        f"{where}: BLEU {result['bleu']:.2f}, chrF {result['chrf']:.2f}, {result['sentences']} sentences, "
+        f"{result['seconds']:.0f} s -> {path}"
+    )

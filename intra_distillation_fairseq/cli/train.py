@@ -1,0 +1,215 @@
+"""`intra-distillation train`: train one method of a config on a prepared data folder, or go on with it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from intra_distillation_fairseq.corpus.stages import write_json
+from intra_distillation_fairseq.experiments import devices, launch, logs, processes
+from intra_distillation_fairseq.experiments.prepared import PreparedData, open_prepared
+from intra_distillation_fairseq.experiments.progress import Progress
+from intra_distillation_fairseq.experiments.recipes import Recipe, evaluation_as_dict, find_recipe, read_recipe
+from intra_distillation_fairseq.experiments.runs import Held, RunFolder, lock
+
+TAKES_FLAGS = True  # what follows -- goes to fairseq-train
+ROOT = Path(__file__).resolve().parents[2]
+_NUMERIC_ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The flags of train.sh."""
+    parser.usage = (
+        f"{parser.prog} DATA --method METHOD --config CONFIG --save-dir DIR "
+        "[--seed N] [--precision P] [--verbose] [-- FLAGS]"
+    )
+    parser.add_argument("data", metavar="DATA", type=Path, help="prepared data folder (holds manifest.json and bin/)")
+    parser.add_argument("--method", required=True, help="a method of the config: transformer, id_x, id_js, ...")
+    parser.add_argument("--config", required=True, help="recipe, as in configs/iwslt14_transformer_small[.yaml]")
+    parser.add_argument(
+        "--save-dir", required=True, type=Path, metavar="DIR", help="run folder: checkpoints, log, records"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of parameters, dropout and batches (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=launch.PRECISIONS,
+        default="auto",
+        help="auto: fp16 on a GPU, as published, and fp32 on a CPU (default: %(default)s)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show fairseq's whole log on the terminal, too")
+    parser.epilog = "FLAGS: any flags of fairseq-train; they win over the config, as in  -- --max-update 1000"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns fairseq-train's exit status, 0 also where the run had finished before."""
+    flags: list[str] = args.after_dashes
+    launch.check_flags(flags)
+    recipe = read_recipe(find_recipe(args.config, ROOT))
+    options = recipe.options(args.method)
+    data = open_prepared(args.data, ("train", "valid"))
+    folder = RunFolder(args.save_dir)
+    settings = {
+        "method": args.method,
+        "options": options,
+        "data_digest": data.digest,
+        "seed": args.seed,
+        "flags": launch.lasting_flags(flags),
+    }
+    rank = launch.last_value(flags, "distributed-rank") or "0"
+    if rank != "0":
+        return _train_other_rank(args, folder, data, options, rank)
+    folder.read()  # refuses what is not a folder before anything is written
+    with lock(folder.folder / ".train.lock", "intra-distillation train") as held:
+        return _train(args, folder, recipe, data, settings, held)
+
+
+def _train(
+    args: argparse.Namespace, folder: RunFolder, recipe: Recipe, data: PreparedData, settings: dict, held: Held
+) -> int:
+    flags: list[str] = args.after_dashes
+    limit = launch.max_update(launch.as_flags(settings["options"]) + flags)
+    old = folder.read() or {}
+    if folder.finished.exists() or logs.read_log(folder.log).complete(limit):
+        # Nothing will be computed, so what `auto` would mean on this machine does not matter (nor wait for torch).
+        settings["precision"] = old["settings"]["precision"] if old and args.precision == "auto" else args.precision
+        folder.admit(settings)
+        _note_evaluation(folder, recipe)
+        _finish(folder, limit)
+        print(f"already finished, nothing to do: {folder.folder}", file=sys.stderr)
+        return 0
+
+    device = devices.probe()
+    launch.check_processes(flags, device["devices"])
+    settings["precision"] = launch.choose_precision(args.precision, device["devices"], flags)
+    folder.admit(settings)
+    command = _command(args, folder, data, settings["options"], settings["precision"], device["devices"])
+    folder.remove_leftovers()
+    if not folder.checkpoints():
+        folder.log.unlink(missing_ok=True)  # of an attempt that left nothing to go on from
+    folder.write_record(
+        {
+            "settings": settings,
+            "config": str(recipe.path),
+            "data": str(data.folder),
+            "pair": data.pair,
+            "dictionary_digest": data.dictionary_digest,
+            "evaluation": evaluation_as_dict(recipe.evaluation),
+        }
+    )
+    folder.write_command(command, {name: os.environ[name] for name in _NUMERIC_ENVIRONMENT if name in os.environ})
+    for change in folder.add_environment(device):
+        print(f"note: {change}: the rest of this run may differ in its last digits", file=sys.stderr)
+    return _launch(args, folder, command, limit, held)
+
+
+def _command(
+    args: argparse.Namespace, folder: RunFolder, data: PreparedData, options: dict, precision: str, gpus: list[str]
+) -> list[str]:
+    return launch.train_command(
+        processes.fairseq_command("fairseq-train"),
+        data,
+        options,
+        save_dir=folder.folder,
+        seed=args.seed,
+        precision=precision,
+        cpu=not gpus,
+        flags=args.after_dashes,
+    )
+
+
+def _launch(args: argparse.Namespace, folder: RunFolder, command: list[str], limit: int, held: Held) -> int:
+    log = logs.read_log(folder.log)
+    with open(folder.log, "ab") as file:
+        if file.tell() and not folder.log.read_bytes().endswith(b"\n"):
+            file.write(b"\n")  # a kill cut the last line
+        file.write((logs.launch_line(shlex.join(command)) + "\n").encode("utf-8", errors="surrogateescape"))
+    log.feed(logs.launch_line(""))
+    progress = Progress(f"train {args.method}", limit, "updates")
+
+    def follow(line: str) -> None:
+        news = log.feed(line)
+        if args.verbose:
+            progress.write(line)
+        if news == "train":
+            progress.show(log.update, log.latest)
+        elif news == "valid":
+            progress.milestone(log.update, log.latest)
+            logs.write_curves(log.rows(), folder.curves)
+
+    status = processes.run_logged(
+        command,
+        folder.log,
+        follow=follow,
+        started=lambda pid: held.tell(
+            f"intra-distillation train (process {os.getpid()}) and its fairseq-train ({pid})"
+        ),
+        pass_fds=(held.fileno(),),
+        append=True,
+    )
+    progress.close()
+    logs.write_curves(log.rows(), folder.curves)
+    if status == 0 and log.trained:
+        _finish(folder, limit)
+        done = f"trained {log.update} updates in {log.seconds:.0f} s over all launches"
+        print(f"{done}: {folder.folder}", file=sys.stderr)
+        return 0
+    how = processes.describe_status(status)
+    if status in (129, 130, 143):
+        again = f"the same command goes on from update {log.saved}" if log.saved else "the same command starts again"
+        print(f"stopped by {how} at update {log.update}: {again}; log: {folder.log}", file=sys.stderr)
+        return status
+    if status == 0:
+        how, status = "exit status 0, but without training", 1
+    print(processes.tail(folder.log), file=sys.stderr)
+    print(f"error: fairseq-train ended with {how}; its log, of which this is the end: {folder.log}", file=sys.stderr)
+    return status
+
+
+def _train_other_rank(args: argparse.Namespace, folder: RunFolder, data: PreparedData, options: dict, rank: str) -> int:
+    """A process of several that the user started: the first one (rank 0) keeps the folder's records."""
+    if folder.finished.exists():  # rank 0 will not train either, and nobody would answer this process
+        print(f"already finished, nothing to do: {folder.folder}", file=sys.stderr)
+        return 0
+    gpus = devices.probe()["devices"]
+    launch.check_processes(args.after_dashes, gpus)
+    precision = launch.choose_precision(args.precision, gpus, args.after_dashes)
+    command = _command(args, folder, data, options, precision, gpus)
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    log = folder.folder / f"train.rank{rank}.log"
+    status = processes.run_logged(command, log, follow=lambda line: None, append=True)
+    if status:
+        print(processes.tail(log), file=sys.stderr)
+        print(f"error: rank {rank} ended with {processes.describe_status(status)}; log: {log}", file=sys.stderr)
+    return status
+
+
+def _note_evaluation(folder: RunFolder, recipe: Recipe) -> None:
+    """The evaluate section may change after the training: evaluate.sh then translates again."""
+    record = folder.read()
+    if record and record["evaluation"] != evaluation_as_dict(recipe.evaluation):
+        folder.write_record({**record, "evaluation": evaluation_as_dict(recipe.evaluation)})
+
+
+def _finish(folder: RunFolder, limit: int) -> None:
+    """Write finished.json, which makes the next call a no-op: fairseq itself would train one more update (P10)."""
+    if folder.finished.exists():
+        return
+    log = logs.read_log(folder.log)
+    losses = [row["valid_loss"] for row in log.rows() if row["valid_loss"] is not None]
+    write_json(
+        folder.finished,
+        {
+            "updates": log.update,
+            "max_update": limit,
+            "reason": log.stop_reason or "all epochs are done",
+            "best_valid_loss": min(losses, default=None),
+            "seconds": log.seconds,
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        },
+    )

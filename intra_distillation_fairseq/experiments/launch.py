@@ -1,0 +1,149 @@
+"""Builds the fairseq-train command of a run, and refuses those that would train nothing, or twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.experiments.prepared import PreparedData
+from intra_distillation_fairseq.experiments.recipes import OPTIONS_OF_TRAIN, as_flags
+
+TASK = "translation_intra_distillation"
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+USER_DIR = Path(__file__).resolve().parents[1]
+# How the processes of one run find each other: differs from process to process and from launch to launch.
+_RENDEZVOUS = ("distributed-rank", "distributed-init-method", "distributed-port", "device-id", "local_rank")
+
+
+def last_value(words: list[str], option: str) -> str | None:
+    """The value that counts of an option given perhaps several times, as `--name value` or `--name=value`, or None."""
+    value = None
+    for index, word in enumerate(words):
+        if word == f"--{option}":
+            value = words[index + 1] if index + 1 < len(words) else ""
+        elif word.startswith(f"--{option}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def max_update(words: list[str]) -> int:
+    """--max-update of a command, 0 where it is not limited.
+
+    Raises:
+        UserError: not a whole number, or neither --max-update nor --max-epoch limits the training.
+    """
+    given = last_value(words, "max-update") or "0"
+    if not given.isdigit():
+        raise UserError(f"--max-update is '{given}': it must be a whole number of updates")
+    if given == "0" and (last_value(words, "max-epoch") or "0") == "0":
+        raise UserError(
+            "neither max-update nor max-epoch is given: the training would never end; add one to the config"
+        )
+    return int(given)
+
+
+def check_flags(flags: list[str]) -> None:
+    """Refuse flags after `--` that train.sh sets itself.
+
+    Raises:
+        UserError: names the flag and where its value comes from.
+    """
+    for flag in flags:
+        name = flag.partition("=")[0].removeprefix("--")
+        # argparse takes any unambiguous beginning of an option for the option.
+        whole = next((option for option in OPTIONS_OF_TRAIN if len(name) > 2 and option.startswith(name)), None)
+        if flag.startswith("--") and whole:
+            raise UserError(f"'{flag}' cannot be given after --: it comes from {OPTIONS_OF_TRAIN[whole]}")
+
+
+def lasting_flags(flags: list[str]) -> list[str]:
+    """Flags without those by which the processes of one run find each other."""
+    kept, skip = [], False
+    for flag in flags:
+        name, equals, _ = flag.removeprefix("--").partition("=")
+        if skip:
+            skip = False
+        elif flag.startswith("--") and name in _RENDEZVOUS:
+            skip = not equals
+        else:
+            kept.append(flag)
+    return kept
+
+
+def choose_precision(asked: str, devices: list[str], flags: list[str]) -> str:
+    """Turn `auto` into float16 on a GPU (as published) and float32 on a CPU.
+
+    Raises:
+        UserError: float16 without a GPU.
+    """
+    gpu = bool(devices) and "--cpu" not in flags
+    if asked == "auto":
+        return "fp16" if gpu else "fp32"
+    if asked == "fp16" and not gpu:
+        raise UserError("--precision 'fp16' needs a GPU, and there is none: use auto, fp32 or bf16")
+    return asked
+
+
+def check_processes(flags: list[str], devices: list[str]) -> None:
+    """Refuse launches of several processes that do nothing, hang, or train several times into one folder (P9).
+
+    Raises:
+        UserError: says what to give instead.
+    """
+    launched = os.environ.get("WORLD_SIZE", "1")
+    given = {name: last_value(flags, name) for name in ("distributed-world-size", "distributed-rank")}
+    no_spawn = "--distributed-no-spawn" in flags
+    if launched not in ("", "1") and not (no_spawn and all(given.values())):
+        raise UserError(
+            f"WORLD_SIZE is '{launched}': under torchrun each process would train alone into the same folder; "
+            "start train.sh without torchrun (fairseq starts one process per GPU itself), or give it, after --, "
+            "--distributed-world-size $WORLD_SIZE --distributed-rank $RANK --distributed-init-method env:// "
+            "--distributed-no-spawn"
+        )
+    several = (given["distributed-world-size"] or "1") != "1" or last_value(
+        flags, "distributed-init-method"
+    ) is not None
+    if several and not no_spawn and not devices:
+        raise UserError(
+            f"--distributed-world-size '{given['distributed-world-size'] or 1}' without a GPU: fairseq would start "
+            "no process and train nothing; start each process yourself and add --distributed-no-spawn "
+            "--distributed-rank R --distributed-backend gloo"
+        )
+
+
+def train_command(
+    executable: str,
+    data: PreparedData,
+    options: dict[str, Any],
+    *,
+    save_dir: Path,
+    seed: int,
+    precision: str,
+    cpu: bool,
+    flags: list[str],
+) -> list[str]:
+    """The words of fairseq-train; `flags` come last, because the last value given counts.
+
+    Args:
+        executable: path of fairseq-train.
+        data: the data folder.
+        options: the recipe's options for the method.
+        save_dir: the run folder.
+        seed: --seed.
+        precision: fp32, fp16 or bf16.
+        cpu: keep off the GPU.
+        flags: what the user gave after `--`.
+    """
+    return [
+        *(executable, str(data.bin), "--user-dir", str(USER_DIR), "--task", TASK),
+        *("--source-lang", data.source_lang, "--target-lang", data.target_lang),
+        *as_flags(options),
+        *("--save-dir", str(save_dir), "--seed", str(seed), "--log-format", "json"),
+        *([f"--{precision}"] if precision != "fp32" else []),
+        *(["--cpu"] if cpu and "--cpu" not in flags else []),
+        # fairseq flattens gradients of 16 bits into a GPU's memory, whether there is a GPU or not.
+        *(["--fp16-no-flatten-grads"] if precision == "bf16" and (cpu or "--cpu" in flags) else []),
+        *flags,
+    ]

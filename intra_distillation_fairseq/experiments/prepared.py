@@ -1,0 +1,121 @@
+"""Reads a prepared data folder (made by prepare_iwslt14.sh or prepare_parallel.sh) and checks that it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from intra_distillation_fairseq.errors import UserError
+
+_HOW = "make it with scripts/prepare_iwslt14.sh or scripts/prepare_parallel.sh"
+_MMAP_MAGIC = b"MMIDIDX\x00\x00"  # first bytes of fairseq's .idx files
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A data folder that is complete.
+
+    Attributes:
+        folder: absolute path.
+        source_lang, target_lang: language codes, as in the file names.
+        digest: sha256 of manifest.json, which itself names every text by sha256: equal digests mean equal data.
+        dictionary_digest: sha256 of both fairseq dictionaries; a model only fits the dictionaries it was trained with.
+    """
+
+    folder: Path
+    source_lang: str
+    target_lang: str
+    digest: str
+    dictionary_digest: str
+
+    @property
+    def pair(self) -> str:
+        """As in `de-en`."""
+        return f"{self.source_lang}-{self.target_lang}"
+
+    @property
+    def bin(self) -> Path:
+        """The folder fairseq reads."""
+        return self.folder / "bin"
+
+    @property
+    def references(self) -> Path:
+        """The raw reference translations of the test set."""
+        return self.folder / "raw" / f"test.{self.target_lang}"
+
+
+def open_prepared(folder: Path, splits: tuple[str, ...]) -> PreparedData:
+    """Check a data folder.
+
+    Args:
+        folder: the folder that holds manifest.json and bin/.
+        splits: the binarised splits that must be there.
+    Raises:
+        UserError: the folder, the manifest or a binarised file is missing, empty or unreadable.
+    """
+    if not folder.is_dir():
+        raise UserError(f"data folder '{folder}' does not exist: {_HOW}")
+    manifest_path = folder / "manifest.json"
+    if not manifest_path.is_file():
+        inside = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+        inside = inside or sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/*/manifest.json"))
+        hint = f"did you mean '{folder / inside[0]}'?" if inside else _HOW
+        raise UserError(f"'{folder}' is not a prepared data folder, it has no manifest.json: {hint}")
+    raw = manifest_path.read_bytes()
+    try:
+        manifest = json.loads(raw)
+        source, target = manifest["source_lang"], manifest["target_lang"]
+        known = manifest["format"] == 1
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{manifest_path}' is damaged ({type(error).__name__}: {error}): prepare again with --force"
+        ) from None
+    if not known:
+        raise UserError(
+            f"'{manifest_path}' has the format '{manifest['format']}', this version reads format 1: prepare again"
+        )
+    files = [f"dict.{lang}.txt" for lang in (source, target)]
+    files += [
+        f"{split}.{source}-{target}.{lang}.{ending}"
+        for split in splits
+        for lang in (source, target)
+        for ending in ("bin", "idx")
+    ]
+    for name in files:
+        path = folder / "bin" / name
+        if not path.is_file() or path.stat().st_size == 0:
+            state = "is empty" if path.is_file() else "is missing"
+            raise UserError(
+                f"'{path}' {state}: run the prepare command of this folder again, it goes on where it stopped"
+            )
+    dictionaries = hashlib.sha256(b"\0".join((folder / "bin" / name).read_bytes() for name in files[:2])).hexdigest()
+    return PreparedData(folder.resolve(), source, target, hashlib.sha256(raw).hexdigest(), dictionaries)
+
+
+def count_binarised(data: PreparedData, split: str) -> int | None:
+    """Sentences in a binarised split, or None where the file is not of fairseq's default (mmap) format."""
+    head = (data.bin / f"{split}.{data.pair}.{data.source_lang}.idx").read_bytes()[:26]
+    if not head.startswith(_MMAP_MAGIC) or len(head) < 26:
+        return None
+    return struct.unpack("<Q", head[18:26])[0]  # after magic (9), version (8) and type code (1)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text, split at "\\n" only: other separators of Unicode belong to the text.
+
+    Raises:
+        UserError: the file is missing or not UTF-8.
+    """
+    if not path.is_file():
+        raise UserError(f"'{path}' does not exist: {_HOW}")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is not UTF-8 ({error}): convert it first") from None
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return lines

@@ -1,0 +1,171 @@
+"""Runs one of fairseq's commands: output into files, signals passed on, the end of the log shown when it fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from intra_distillation_fairseq.errors import UserError
+
+POLL_SECONDS = 0.2
+# Warnings that fairseq raises on today's PyTorch whatever one does (docs/fairseq.md). Each line: start of the message,
+# category and module, in Python's own format for PYTHONWARNINGS; nothing else is hidden.
+HARMLESS_WARNINGS = (
+    "ignore:'pin_memory' argument is set as true:UserWarning",
+    "ignore:`torch.cuda.amp.autocast(args...)` is deprecated:FutureWarning",
+    "ignore:`torch.cuda.amp.GradScaler(args...)` is deprecated:FutureWarning",
+    "ignore:Support for mismatched key_padding_mask:UserWarning",
+    # Those of hydra begin with a line break, which this format cannot name: the modules they come from.
+    "ignore::UserWarning:hydra.experimental.initialize",
+    "ignore::UserWarning:hydra.experimental.compose",
+    "ignore::UserWarning:hydra.core.default_element",
+    "ignore::UserWarning:hydra.compose",
+    "ignore::UserWarning:sys",
+)
+
+
+def fairseq_command(name: str) -> str:
+    """Path of one of fairseq's commands, of the environment this program runs in.
+
+    Raises:
+        UserError: fairseq is not installed there.
+    """
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise UserError(f"'{name}' is not installed beside {sys.executable}: run scripts/setup.sh")
+    return found
+
+
+def run_logged(
+    command: list[str],
+    output: Path,
+    errors: Path | None = None,
+    *,
+    follow: Callable[[str], None],
+    started: Callable[[int], None] = lambda pid: None,
+    pass_fds: tuple[int, ...] = (),
+    append: bool = False,
+) -> int:
+    """Run a command to its end.
+
+    The command writes straight into the files, so that it does not depend on this process being alive. SIGINT, SIGTERM
+    and SIGHUP are passed on to it; a second one kills it.
+
+    Args:
+        command: words of the command.
+        output: file for its standard output.
+        errors: file for its standard error; None for the same file.
+        follow: called with each complete line of `output`, soon after it is written.
+        started: called once with the process id of the command.
+        pass_fds: file descriptors that the command inherits.
+        append: keep what is in `output`, and follow only what is new.
+    Returns:
+        Exit status; 128 + signal where a signal ended it.
+    """
+    with _passed_on_signals() as signals:
+        with open(output, "ab" if append else "wb") as out, open(errors or os.devnull, "wb") as err:
+            start = out.tell()
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err if errors else subprocess.STDOUT,
+                env=_environment(),
+                pass_fds=pass_fds,
+                start_new_session=True,  # a Ctrl-C reaches only this process, which passes it on once
+            )
+        signals.send_to(child)
+        started(child.pid)
+        _follow(child, output, start, follow)
+    if signals.received:
+        return 128 + signals.received[0]
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _follow(child: subprocess.Popen, output: Path, start: int, follow: Callable[[str], None]) -> None:
+    """Hand over each line of the file from byte `start` on, until the child has ended."""
+    with open(output, "rb") as lines:
+        lines.seek(start)
+        rest = b""
+        while True:
+            ended = child.poll() is not None  # asked first, so that the last lines are read after the end
+            *complete, rest = (rest + lines.read()).split(b"\n")
+            for line in complete:
+                follow(line.decode("utf-8", errors="replace"))
+            if ended:
+                break
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(POLL_SECONDS)
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a text file."""
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - 65536))
+        return "\n".join(handle.read().decode("utf-8", errors="replace").rstrip("\n").split("\n")[-lines:])
+
+
+def describe_status(status: int) -> str:
+    """An exit status in words."""
+    if status <= 128:
+        return f"exit status {status}"
+    name = signal.Signals(status - 128).name if status - 128 in list(signal.Signals) else f"signal {status - 128}"
+    return f"{name} (too little memory is the usual reason)" if name == "SIGKILL" else name
+
+
+def _environment() -> dict[str, str]:
+    warnings = [text for text in (",".join(HARMLESS_WARNINGS), os.environ.get("PYTHONWARNINGS")) if text]
+    # Unbuffered and UTF-8: the log is read while it is written, and paths may hold any letter whatever the locale.
+    return {
+        **os.environ,
+        "PYTHONWARNINGS": ",".join(warnings),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
+
+
+class _Signals:
+    """Passes signals on to a child's process group; a second one kills it."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._child: subprocess.Popen | None = None
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.received.append(number)
+        self._pass_on()
+
+    def send_to(self, child: subprocess.Popen) -> None:
+        """From now on to this child; also what came while it was being started."""
+        self._child = child
+        if self.received:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._child is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self._child.pid, self.received[0] if len(self.received) == 1 else signal.SIGKILL)
+
+
+@contextmanager
+def _passed_on_signals() -> Iterator[_Signals]:
+    """Handle SIGINT, SIGTERM and SIGHUP; set before the child starts, which so gets the default handlers."""
+    signals = _Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals  # Python lets only the main thread handle signals
+        return
+    before = {number: signal.signal(number, signals) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
