@@ -1,7 +1,7 @@
 """What fairseq needs on today's Python and PyTorch, in one place.
 
-Each function is one mend for which fairseq has no extension point. P1, P3, ... are the entries of docs/fairseq.md, which
-says for all eleven what goes wrong and where it is mended; each has a test that fails without it.
+Each function is one mend for which fairseq has no extension point. P1, P3, ... are the entries of docs/fairseq.md,
+which says for all eleven what goes wrong and where it is mended; each has a test that fails without it.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def explain_refused_checkpoints() -> None:
 
 
 def keep_last_batch() -> None:
-    """P1: fairseq-fixed drops the last sentences of a set whose size is no multiple of --required-batch-size-multiple."""
+    """P1: fairseq-fixed drops the end of a set whose size is no multiple of --required-batch-size-multiple."""
 
     def wrapper(batch_by_size: Callable) -> Callable:
         def batch_by_size_keeping_all(indices, *args, **kwargs):
@@ -192,9 +192,9 @@ def refuse_launches_that_do_not_train() -> None:
             launched = int(os.environ.get("WORLD_SIZE", "1"))
             if launched > 1 and distributed.distributed_world_size == 1:
                 raise SystemExit(
-                    f"error: a launcher started {launched} processes (WORLD_SIZE), but --distributed-world-size is 1: each "
-                    "would train alone into the same folder; give --distributed-world-size $WORLD_SIZE --distributed-rank "
-                    "$RANK --distributed-init-method env:// --distributed-no-spawn"
+                    f"error: a launcher started {launched} processes (WORLD_SIZE), but --distributed-world-size is 1: "
+                    "each would train alone into the same folder; give --distributed-world-size $WORLD_SIZE "
+                    "--distributed-rank $RANK --distributed-init-method env:// --distributed-no-spawn"
                 )
             if (
                 distributed.distributed_init_method is not None
@@ -202,8 +202,8 @@ def refuse_launches_that_do_not_train() -> None:
                 and torch.cuda.device_count() == 0
             ):
                 raise SystemExit(
-                    "error: --distributed-init-method is given on a machine without a GPU, where fairseq would start no "
-                    "process and train nothing; start each process yourself with --distributed-rank, "
+                    "error: --distributed-init-method is given on a machine without a GPU, where fairseq would start "
+                    "no process and train nothing; start each process yourself with --distributed-rank, "
                     "--distributed-no-spawn and --distributed-backend gloo"
                 )
             return call_main(cfg, main, **kwargs)

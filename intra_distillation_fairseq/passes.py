@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def is_stochastic(model: nn.Module) -> bool:
-    """Whether any dropout-like module (an attribute p above 0, as torch's and fairseq's have) is there to make passes differ."""
+    """Whether there is a dropout to make passes differ: a module with an attribute p above 0, as all of them have."""
     return any(isinstance(getattr(m, "p", None), (int, float)) and m.p > 0 for m in model.modules())
 
 
@@ -31,7 +31,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def stacked(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Any]:
-    """One forward over the batch repeated K times; every tensor of the input has the batch as its first dimension (B)."""
+    """One forward over the batch repeated K times; each tensor of the input has the batch (B) as first dimension."""
     repeated = {
         name: value.repeat(num_passes, *[1] * (value.dim() - 1)) if torch.is_tensor(value) else value  # K*B x ...
         for name, value in net_input.items()
@@ -46,7 +46,7 @@ def sequential(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) 
 
 
 def recompute(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Any]:
-    """K forwards whose activations are dropped and computed again, under the same random state, when backward needs them."""
+    """K forwards whose activations are computed again, under the same random state, when backward needs them."""
     names = list(net_input)
 
     def one_pass() -> Any:

@@ -49,8 +49,8 @@ class AlphaSchedule:
             )
         if self.alpha > 1 and self.max_update <= 0:
             raise UserError(
-                f"--max-update is {self.max_update}: allowed is a number above 0, since the adaptive schedule grows over it; "
-                "set --max-update, or choose --id-alpha-schedule constant"
+                f"--max-update is {self.max_update}: allowed is a number above 0, since the adaptive schedule grows "
+                "over it; set --max-update, or choose --id-alpha-schedule constant"
             )
 
     @property

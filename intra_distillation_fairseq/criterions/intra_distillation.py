@@ -91,7 +91,7 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         if self.alpha_schedule.is_adaptive and not getattr(task, "hands_on_update_number", False):
             raise UserError(
                 f"--task is one that does not tell the criterion the update number ({type(task).__name__}), which "
-                "--id-alpha-schedule adaptive needs; use --task translation_intra_distillation, or the constant schedule"
+                "--id-alpha-schedule adaptive needs; use --task translation_intra_distillation, or the constant one"
             )
         self.num_passes = id_num_passes
         self.divergence = str(id_divergence)
@@ -158,13 +158,13 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         self._checked_model = True
         if getattr(getattr(passes.unwrapped(model), "decoder", None), "adaptive_softmax", None) is not None:
             raise UserError(
-                "--adaptive-softmax-cutoff is set: intra_distillation compares distributions over the whole vocabulary, "
-                "which an adaptive softmax does not compute; train without it"
+                "--adaptive-softmax-cutoff is set: intra_distillation compares distributions over the whole "
+                "vocabulary, which an adaptive softmax does not compute; train without it"
             )
         if not passes.is_stochastic(model):
             logger.warning(
-                "every dropout of the model is 0: the %d passes are identical, the divergence is 0 and the training equals "
-                "label_smoothed_cross_entropy at %d times its cost; set --dropout above 0",
+                "every dropout of the model is 0: the %d passes are identical, the divergence is 0 and the training "
+                "equals label_smoothed_cross_entropy at %d times its cost; set --dropout above 0",
                 self.num_passes,
                 self.num_passes,
             )

@@ -1,8 +1,8 @@
 """The loss of K passes over chunks of tokens with its gradient in closed form. Torch only, CPU and GPU.
 
-Automatic differentiation of the definition keeps about ten tensors of the size of the logits alive, each in float32. Here
-a chunk of tokens is worked on while it lies in the cache: forward keeps one number per row (its logsumexp), backward
-computes the probabilities of a chunk again from it and writes the gradient.
+Automatic differentiation of the definition keeps several tensors of the size of the logits alive, each in float32.
+Here a chunk of tokens is worked on while it lies in the cache: forward keeps one number per row (its logsumexp),
+backward computes the probabilities of a chunk again from it and writes the gradient.
 
 Per token, with l_i = log p_i, m = mean_i p_i, d_j = l_j - mean_i l_i, e_j = l_j - log m, t the smoothed target and
 <a, b> the sum over the vocabulary, the gradients with respect to the logits of pass j are
@@ -88,8 +88,8 @@ class _ChunkedLoss(torch.autograd.Function):
         label_smoothing, divergence = ctx.settings
         k, vocabulary = len(logits), logits[0].size(-1)
         eps_i = label_smoothing / (vocabulary - 1)
-        # The weights of the two terms. They multiply the float32 values, before these are rounded to the logits' type: a
-        # gradient rounded to float16 first and scaled afterwards would be 0 where the loss scale had saved it.
+        # The weights of the two terms. They multiply the float32 values, before these are rounded to the logits' type:
+        # a gradient rounded to float16 first and scaled afterwards would be 0 where the loss scale had saved it.
         ls_weight, divergence_weight = ls_gradient / k, divergence_gradient / k
         gradients = [torch.empty_like(z) for z in logits]
         for rows, block in chunks(logits):

@@ -29,9 +29,9 @@ class UpdateNumberMixin:
 class ExactResumeMixin:
     """Makes training resumed in a later epoch equal to training that never stopped (docs/fairseq.md, P2).
 
-    fairseq-fixed composes batches under seed + epoch and keeps them: a run that started in epoch 1 trains on the batches
-    of epoch 1 for ever, one that resumes in epoch 3 on those of epoch 3. Here they are composed for epoch 1 in both; the
-    order of the batches still changes from epoch to epoch.
+    fairseq-fixed composes batches under seed + epoch and keeps them: a run that started in epoch 1 trains on the
+    batches of epoch 1 for ever, one that resumes in epoch 3 on those of epoch 3. Here they are composed for epoch 1 in
+    both; the order of the batches still changes from epoch to epoch.
     """
 
     def get_batch_iterator(self, dataset, *args: Any, **kwargs: Any):
@@ -53,4 +53,4 @@ class TranslationIntraDistillationConfig(TranslationConfig):
 
 @register_task("translation_intra_distillation", dataclass=TranslationIntraDistillationConfig)
 class TranslationIntraDistillationTask(UpdateNumberMixin, ExactResumeMixin, TranslationTask):
-    """`--task translation_intra_distillation`: validation, generation and every other criterion as under `translation`."""
+    """Validation, generation and every other criterion behave as under `translation`."""

@@ -24,7 +24,9 @@ TINY_MODEL = (
     "--arch transformer_small --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 "
     "--encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2"
 ).split()
-TRAINING = "--optimizer adam --lr 0.005 --max-tokens 300 --num-workers 0 --log-format json --log-interval 1 --cpu".split()
+TRAINING = (
+    "--optimizer adam --lr 0.005 --max-tokens 300 --num-workers 0 --log-format json --log-interval 1 --cpu"
+).split()
 
 forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(["fairseq_cli.train", "fairseq_cli.generate", "intra_distillation_fairseq"])

@@ -18,8 +18,13 @@ from intra_distillation_fairseq.criterions.intra_distillation import IntraDistil
 
 def make_task(data, name="translation_intra_distillation"):
     cfg = tasks.TASK_DATACLASS_REGISTRY[name](
-        data=str(data), source_lang="xx", target_lang="en", dataset_impl="mmap", required_seq_len_multiple=1, train_subset="train"
-    )  # fmt: skip
+        data=str(data),
+        source_lang="xx",
+        target_lang="en",
+        dataset_impl="mmap",
+        required_seq_len_multiple=1,
+        train_subset="train",
+    )
     return tasks.TASK_REGISTRY[name].setup_task(cfg)
 
 

@@ -1,4 +1,4 @@
-"""fairseq-train, -generate, -interactive with the plugin: modes, precisions, resume, two processes, error messages."""
+"""fairseq-train, -generate, -interactive with the plugin: modes, precisions, resume, two processes, messages."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def assert_same_parameters(a, b, **tolerance):
     ],
 )
 def test_trains_in_every_mode_and_precision(train, mode, flags):
-    done = train(*OURS, *flags.split(), "--id-pass-mode", mode, "--max-update", 6, "--no-save", "--fp16-scale-tolerance", 0)
+    done = train(*OURS, *flags.split(), "--id-pass-mode", mode, "--max-update", 6, "--no-save")
     assert done.returncode == 0, done.stderr[-3000:]
     updates = logged(done.stdout)
     assert [u["num_updates"] for u in updates] == ["1", "2", "3", "4", "5", "6"]
@@ -80,7 +80,17 @@ def test_alpha_follows_completed_updates_with_update_freq(train):
 @pytest.mark.parametrize("mode", MODES)
 def test_resuming_in_a_later_epoch_equals_never_stopping(train, tmp_path, mode):
     """P2, and alpha' right after the resume. An epoch has 4 batches: stopped in the middle of epoch 3."""
-    flags = [*OURS, "--id-pass-mode", mode, "--update-freq", 2, "--save-interval-updates", 1, "--keep-interval-updates", 1]
+    flags = [
+        *OURS,
+        "--id-pass-mode",
+        mode,
+        "--update-freq",
+        2,
+        "--save-interval-updates",
+        1,
+        "--keep-interval-updates",
+        1,
+    ]
     flags += ["--max-tokens", 150, "--id-p", 2, "--id-q", 10]
     whole = train(*flags, "--max-update", 12, save_dir=tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
@@ -90,7 +100,9 @@ def test_resuming_in_a_later_epoch_equals_never_stopping(train, tmp_path, mode):
         assert len(logged(stopped.stdout)) < 12
     rest = train(*flags, "--max-update", 12, save_dir=tmp_path / "parts")
     assert len(logged(rest.stdout)) > 0
-    assert float(logged(rest.stdout)[0]["id_alpha"]) == float(logged(whole.stdout)[-len(logged(rest.stdout))]["id_alpha"])
+    assert float(logged(rest.stdout)[0]["id_alpha"]) == float(
+        logged(whole.stdout)[-len(logged(rest.stdout))]["id_alpha"]
+    )
     assert_same_parameters(tmp_path / "whole" / "checkpoint_last.pt", tmp_path / "parts" / "checkpoint_last.pt")
 
 
@@ -215,7 +227,10 @@ def test_other_criteria_under_this_task_are_fairseqs(train, tmp_path):
         ("--id-p 10 --id-q 5 --max-update 5", "error: --id-p is 10.0 and --id-q is 5.0: allowed is 0 < p < q"),
         ("--id-divergence kl --max-update 5", "argument --id-divergence: invalid choice: 'kl' (choose from x, js)"),
         ("--id-loss-backend cuda --max-update 5", "argument --id-loss-backend: invalid choice: 'cuda'"),
-        ("--task translation --max-update 5", "error: --task is one that does not tell the criterion the update number"),
+        (
+            "--task translation --max-update 5",
+            "error: --task is one that does not tell the criterion the update number",
+        ),
     ],
 )
 def test_wrong_flags_end_with_one_line_and_no_checkpoint(train, tmp_path, flags, message):
@@ -237,7 +252,7 @@ def test_hydra_yaml(tiny_data, tmp_path):
     (tmp_path / "run.yaml").write_text(
         f"""
 common: {{user_dir: "{USER_DIR}", cpu: true, seed: 1, log_format: json, log_interval: 1}}
-checkpoint: {{save_dir: "{tmp_path / 'ck'}"}}
+checkpoint: {{save_dir: "{tmp_path / "ck"}"}}
 task: {{_name: translation_intra_distillation, data: "{tiny_data}", source_lang: xx, target_lang: en}}
 dataset: {{max_tokens: 300, num_workers: 0}}
 criterion: {{_name: intra_distillation, label_smoothing: 0.1, id_num_passes: 2, id_divergence: js}}
@@ -245,10 +260,12 @@ optimizer: {{_name: adam, adam_betas: "(0.9,0.98)"}}
 lr_scheduler: {{_name: inverse_sqrt, warmup_updates: 5}}
 optimization: {{max_update: 4, lr: [0.001]}}
 model: {{_name: transformer_small, encoder_layers: 1, decoder_layers: 1, encoder_embed_dim: 16, decoder_embed_dim: 16}}
-hydra: {{run: {{dir: "{tmp_path / 'hydra'}"}}}}
+hydra: {{run: {{dir: "{tmp_path / "hydra"}"}}}}
 """
     )
     done = command("hydra_train", "--config-dir", tmp_path, "--config-name", "run", fresh=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "ck" / "checkpoint_last.pt").exists()
-    assert '"train_id_loss"' in (done.stdout + done.stderr + "".join(p.read_text() for p in (tmp_path / "hydra").glob("*.log")))
+    assert '"train_id_loss"' in (
+        done.stdout + done.stderr + "".join(p.read_text() for p in (tmp_path / "hydra").glob("*.log"))
+    )

@@ -92,7 +92,7 @@ def test_gradcheck(name, divergence):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision_against_float64(dtype, divergence, backend):
-    """The error of the loss is that of float32 arithmetic, that of the gradient is that of rounding it to the logits' type."""
+    """The error of the loss is that of float32, the error of the gradient that of rounding it to the logits' type."""
     low = random_logits(3, 40, 101, dtype).requires_grad_()
     high = low.detach().double().requires_grad_()
     target = random_target(40, 101)
@@ -177,7 +177,7 @@ def test_chunked_equals_reference(monkeypatch, k, n, v, tokens_per_chunk, diverg
 
 
 def test_chunked_scales_before_it_rounds_to_float16():
-    """A gradient below float16's range survives if the upstream gradient (fairseq's loss scale) lifts it into the range."""
+    """A gradient below float16's range survives if the upstream gradient (fairseq's loss scale) lifts it into it."""
     logits = random_logits(3, 4, 2001, torch.float16).requires_grad_()
     exact = logits.detach().double().requires_grad_()
     target = torch.tensor([5, 6, 7, 8])
