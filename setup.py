@@ -23,6 +23,7 @@ setup(
         "sacrebleu==2.6.0",
         "sacremoses==0.2.0",
         "numpy",
+        "regex",  # Perl's character classes, for text equal to Moses'
         "PyYAML",
         "tqdm",
     ],

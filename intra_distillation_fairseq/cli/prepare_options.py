@@ -1,0 +1,87 @@
+"""What the two prepare commands have in common: options, checks of them, the table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from intra_distillation_fairseq.corpus.pipeline import Options
+from intra_distillation_fairseq.errors import UserError
+
+DEFAULT_VOCAB_SIZE = 12000
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options that both commands have."""
+    parser.add_argument(
+        "--vocab-size",
+        metavar="N",
+        help=f"sentencepiece's number of pieces, joint for both languages (default: {DEFAULT_VOCAB_SIZE}, or as many "
+        "as the text gives where it is too small; a dictionary of 12000 pieces has 12,001 types in fairseq)",
+    )
+    parser.add_argument(
+        "--spm-train-on-all",
+        action="store_true",
+        help="learn the pieces from valid and test too, as the published script does (default: from train only)",
+    )
+    parser.add_argument(
+        "--replace-invalid-utf8",
+        action="store_true",
+        help="put U+FFFD for bytes that are not UTF-8 (default: stop and name file and line)",
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        default=str(len(os.sched_getaffinity(0))),
+        help="processes to work with; the result does not depend on it (default: the cores of this machine, "
+        "%(default)s)",
+    )
+    parser.add_argument("--force", action="store_true", help="make every stage again, even if it is up to date")
+
+
+def whole_number(flag: str, given: str, least: int) -> int:
+    """Check an option that has to be a whole number.
+
+    Raises:
+        UserError: it is not one, or is below `least`.
+    """
+    try:
+        value = int(given)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise UserError(f"{flag} '{given}': needed is a whole number, at least {least}")
+    return value
+
+
+def common_options(args: argparse.Namespace, corpus: str, languages: tuple[str, str]) -> Options:
+    """Check the options of `add_common` and put them together.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    given = args.vocab_size is not None
+    return Options(
+        corpus=corpus,
+        languages=languages,
+        vocab_size=whole_number("--vocab-size", args.vocab_size, 8) if given else DEFAULT_VOCAB_SIZE,
+        vocab_size_at_most=not given,
+        spm_train_on_all=args.spm_train_on_all,
+        jobs=whole_number("--jobs", args.jobs, 1),
+    )
+
+
+def say(line: str) -> None:
+    """Print a line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def report(path: Path, manifest: dict[str, Any], done: list[str]) -> None:
+    """Print what is in a data folder."""
+    pair = f"{manifest['source_lang']}-{manifest['target_lang']}"
+    counts = " / ".join(f"{split} {values['lines']:,}" for split, values in manifest["splits"].items())
+    state = f"made: {', '.join(done)}" if done else "nothing to do"
+    print(f"{pair}: {counts} lines, {manifest['vocab_types']:,} types in {path} ({state})", flush=True)

@@ -1,0 +1,99 @@
+"""fairseq-preprocess as a subprocess, and a check of what it wrote."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+from intra_distillation_fairseq.corpus.parallel import die_with_parent
+from intra_distillation_fairseq.errors import UserError
+
+_INDEX_MAGIC = b"MMIDIDX\x00\x00"
+# code in the index -> bytes of one token
+_TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8}
+
+
+def binarise(data: Path, destination: Path, languages: tuple[str, str], jobs: int, log: Path) -> None:
+    """Run fairseq-preprocess on pieces/ and dict.txt of a data folder.
+
+    Args:
+        data: the data folder; paths are given relative to it, because fairseq splits them at commas.
+        destination: folder within `data` to make.
+        languages: source and target.
+        jobs: worker processes; the bytes do not depend on it.
+        log: file for its output.
+
+    Raises:
+        UserError: it failed; the end of its log has been printed.
+    """
+    command = [sys.executable, "-m", "fairseq_cli.preprocess"]
+    command += ["--source-lang", languages[0], "--target-lang", languages[1]]
+    for split in ("train", "valid", "test"):
+        command += [f"--{split}pref", f"pieces/{split}"]
+    command += ["--joined-dictionary", "--srcdict", "dict.txt", "--padding-factor", "1"]
+    command += ["--destdir", os.path.relpath(destination, data), "--workers", str(jobs)]
+    # The folder must not be searched for modules, as python -m otherwise does with the current one.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+    log.parent.mkdir(exist_ok=True)
+    with open(log, "wb") as stream:
+        stream.write(("+ " + " ".join(command) + "\n").encode())
+        stream.flush()
+        code = subprocess.run(
+            command,
+            cwd=data,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+            check=False,
+        ).returncode
+    # Its own copy of the log, with times in it, which would make two equal folders differ.
+    (destination / "preprocess.log").unlink(missing_ok=True)
+    if code:
+        end = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        print("\n".join(end), file=sys.stderr)
+        raise UserError(f"fairseq-preprocess ended with code {code}: its output is in '{log}'")
+
+
+def check_binarised(destination: Path, languages: tuple[str, str], lines: dict[str, int], entries: int) -> None:
+    """Compare what fairseq-preprocess wrote with what it was given, which its exit code does not do.
+
+    Args:
+        destination: the folder it wrote.
+        languages: source and target.
+        lines: split -> lines of its pieces.
+        entries: lines of dict.txt.
+
+    Raises:
+        UserError: a file is missing, has another number of sentences, or another size than its index says.
+    """
+    again = "delete the folder and run again"
+    for lang in languages:
+        dictionary = destination / f"dict.{lang}.txt"
+        got = dictionary.read_bytes().count(b"\n") if dictionary.exists() else 0
+        if got != entries:
+            raise UserError(f"'{dictionary}' has '{got}' entries, expected are {entries}: {again}")
+        for split, expected in lines.items():
+            stem = destination / f"{split}.{'-'.join(languages)}.{lang}"
+            sentences, data_bytes = _read_index(Path(f"{stem}.idx"))
+            if sentences != expected:
+                raise UserError(f"'{stem}.idx' has '{sentences}' sentences, expected are {expected}: {again}")
+            actual = Path(f"{stem}.bin").stat().st_size if Path(f"{stem}.bin").exists() else 0
+            if actual != data_bytes:
+                raise UserError(f"'{stem}.bin' has '{actual}' bytes, its index says {data_bytes}: {again}")
+
+
+def _read_index(path: Path) -> tuple[int, int]:
+    """Number of sentences, and bytes of all their tokens, by the index of a fairseq memory-mapped data set."""
+    if not path.exists():
+        return 0, 0
+    with open(path, "rb") as stream:
+        magic, _, code, sentences = struct.unpack("<9sQBQ", stream.read(26))
+        sizes = stream.read(4 * sentences)
+    if magic != _INDEX_MAGIC or code not in _TOKEN_BYTES or len(sizes) != 4 * sentences:
+        return 0, 0
+    return sentences, _TOKEN_BYTES[code] * sum(struct.unpack(f"<{sentences}i", sizes))

@@ -1,0 +1,212 @@
+"""Fetches an archive: resumed, retried, checked; with a recorded checksum."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import os
+import re
+import socket
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from intra_distillation_fairseq.corpus.stages import FileDigests, read_json, write_json
+from intra_distillation_fairseq.errors import UserError
+
+# Copies of WIT3's 2014-01.tgz, tried in order: FBK's own, then that of the authors of the published script. The first
+# address of each answers without the page that asks whether to go on although the file is too large for a virus scan.
+_DRIVE_IDS = ("1GnBarJIbNgEIIDvUyKDtLmv35Qcxg6Ed", "12HrS9S2DEvw746SosPojfgY5I6HXFVEA")
+IWSLT14_URLS = tuple(
+    address.format(drive_id)
+    for drive_id in _DRIVE_IDS
+    for address in (
+        "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t",
+        "https://drive.google.com/uc?id={}&export=download&confirm=t",
+    )
+)
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_ATTEMPTS = 5
+_TIMEOUT_S = 60
+_BLOCK_BYTES = 1 << 20
+
+
+class _TryAgain(Exception):
+    """The connection broke; what came so far is kept."""
+
+
+class _GiveUp(Exception):
+    """This address has not got the file."""
+
+
+def fetch(
+    urls: tuple[str, ...], path: Path, digests: FileDigests, say: Callable[[str], None], pause_s: float = 2.0
+) -> None:
+    """Make sure that a gzip-compressed archive lies at `path`, whole and with the checksum of the first time.
+
+    The bytes go to `path`.part, from where a later run goes on. Nobody has published a checksum of this archive, so the
+    SHA-256 of the first whole download is written to `path`.sha256 and holds from then on.
+
+    Args:
+        urls: addresses (http, https, ftp or file), tried in order.
+        path: where the archive goes.
+        digests: remembers checksums of files that have not changed.
+        say: prints one line.
+        pause_s: seconds before the second attempt at an address; doubles with each.
+
+    Raises:
+        UserError: no address gave the archive, or its checksum is not the recorded one.
+    """
+    record = path.with_name(path.name + ".sha256")
+    if not path.exists():
+        part = path.with_name(path.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fetch_any(urls, part, path, say, pause_s)
+        os.replace(part, path)
+        _source_file(part).unlink(missing_ok=True)
+    actual = digests.sha256(path)
+    if record.exists():
+        expected = (record.read_text(encoding="utf-8").split() or [""])[0]
+        if actual != expected:
+            raise UserError(
+                f"'{path}' has the SHA-256 '{actual}', recorded is {expected}: delete the archive to get it again, or "
+                f"'{record.name}' beside it to accept the new one"
+            )
+        return
+    temporary = record.with_name(f".{record.name}.{os.getpid()}")
+    temporary.write_text(f"{actual}  {path.name}\n", encoding="utf-8")
+    os.replace(temporary, record)
+    say(f"SHA-256 of {path.name}, recorded in {record.name}: {actual}")
+
+
+def _fetch_any(urls: tuple[str, ...], part: Path, path: Path, say: Callable[[str], None], pause_s: float) -> None:
+    reasons = []
+    for url in urls:
+        try:
+            _fetch_one(url, part, say, pause_s)
+            return
+        except _GiveUp as error:
+            reasons.append(f"{url}: {error}")
+            say(f"{url}: {error}")
+    raise UserError(
+        f"could not download '{path.name}' ({'; '.join(reasons)}): get it with a browser and give --archive FILE, or "
+        "give another --url"
+    )
+
+
+def _fetch_one(url: str, part: Path, say: Callable[[str], None], pause_s: float) -> None:
+    say(f"downloading {url}")
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _receive(url, part)
+            _check_gzip(part)
+            return
+        except _TryAgain as error:
+            if attempt == _ATTEMPTS:
+                raise _GiveUp(f"{error}, {_ATTEMPTS} times") from None
+            wait_s = pause_s * 2 ** (attempt - 1)
+            say(f"{error}; again in {wait_s:g} s (attempt {attempt + 1} of {_ATTEMPTS})")
+            time.sleep(wait_s)
+
+
+def _source_file(part: Path) -> Path:
+    """Beside a .part: the address it came from and the server's mark of that version of the file."""
+    return part.with_name(part.name + ".json")
+
+
+def _receive(url: str, part: Path) -> None:
+    """Append to `part` what is missing of it; starts anew where the rest of the same file cannot be had."""
+    source = read_json(_source_file(part)) or {}
+    have = part.stat().st_size if part.exists() and source.get("url") == url and source.get("mark") else 0
+    request = _request(url)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", source["mark"])
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            resumed = have and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            have = have if resumed else 0
+            length = answer.headers.get("Content-Length")
+            expected = have + int(length) if length and length.isdigit() else None
+            if not resumed:
+                part.unlink(missing_ok=True)
+                mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+                # Only a strong mark vouches that the rest belongs to the same bytes.
+                write_json(_source_file(part), {"url": url, "mark": None if (mark or "").startswith("W/") else mark})
+            _copy(answer, part, have, expected)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the part is longer than the file: it was of another one
+            part.unlink(missing_ok=True)
+            raise _TryAgain("the server's file has changed") from None
+        if error.code >= 500 or error.code == 429:
+            raise _TryAgain(f"the server answered {error.code}") from None
+        raise _GiveUp(f"the server answered {error.code} ({error.reason})") from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, FileNotFoundError):
+            raise _GiveUp("no such file") from None
+        if isinstance(error.reason, socket.gaierror):
+            raise _GiveUp(f"this host is not to be found from here ({error.reason.strerror})") from None
+        raise _TryAgain(f"no connection ({error.reason})") from None
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno == 28:
+            raise UserError(f"no space left for '{part}': free some, or give another --out") from None
+        raise _TryAgain(f"the connection broke ({error or type(error).__name__})") from None
+
+
+def _request(url: str) -> urllib.request.Request:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https", "ftp", "file") or not url.isascii() or re.search(r"\s", url):
+        raise UserError(f"--url '{url}' is not an address: needed is https://... or file:///..., without spaces")
+    return urllib.request.Request(url, headers={"User-Agent": "intra-distillation"})
+
+
+def _copy(answer: http.client.HTTPResponse, part: Path, have: int, expected: int | None) -> None:
+    from tqdm import tqdm
+
+    with (
+        open(part, "ab") as out,
+        tqdm(
+            desc="download",
+            initial=have,
+            total=expected,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        ) as bar,
+    ):
+        while block := answer.read(_BLOCK_BYTES):
+            if not have:
+                _check_magic(block, answer.headers.get("Content-Type", ""), part)
+            out.write(block)
+            out.flush()
+            have += len(block)
+            bar.update(len(block))
+    if expected is not None and have < expected:
+        raise _TryAgain(f"the connection ended after {have:,} of {expected:,} bytes")
+
+
+def _check_magic(block: bytes, content_type: str, part: Path) -> None:
+    if block.startswith(_GZIP_MAGIC):
+        return
+    part.unlink(missing_ok=True)
+    if b"<html" in block[:2000].lower() or b"<!doctype html" in block[:2000].lower():
+        raise _GiveUp("a web page came instead of the archive (a download quota or a sign-in)")
+    raise _GiveUp(f"what came is no gzip file (it starts with {block[:4].hex(' ')}, type '{content_type}')")
+
+
+def _check_gzip(part: Path) -> None:
+    """Read it through: gzip's own checksum finds a cut or a flaw, where the server gave no length."""
+    try:
+        with gzip.open(part, "rb") as stream:
+            while stream.read(_BLOCK_BYTES):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        part.unlink(missing_ok=True)
+        raise _TryAgain(f"the archive came damaged ({error})") from None

@@ -1,0 +1,111 @@
+"""Joint sentencepiece model, fairseq dictionary, encoded pairs."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+from intra_distillation_fairseq.corpus.clean import read_lines
+from intra_distillation_fairseq.errors import UserError
+
+# Everything of the published training command, and num_threads: each number of threads learns another vocabulary.
+TRAINING_OPTIONS = {
+    "model_type": "unigram",
+    "character_coverage": 0.99999995,
+    "input_sentence_size": 1000000,
+    "num_threads": 16,
+}
+FAIRSEQ_SPECIALS = 4  # <s> <pad> </s> <unk>, which every fairseq dictionary has
+_SENTENCEPIECE_SPECIALS = 3  # <unk> <s> </s>, the first of its vocabulary
+
+
+class VocabularyTooLarge(UserError):
+    """More pieces were asked for than the text gives; `largest` is how many it gives."""
+
+    def __init__(self, asked: int, largest: int) -> None:
+        super().__init__(
+            f"--vocab-size '{asked}' is too large for this text, from which at most {largest} pieces can be learnt: "
+            f"give --vocab-size {largest} or less"
+        )
+        self.largest = largest
+
+
+def train(files: list[Path], vocab_size: int, folder: Path) -> None:
+    """Learn a model from text files; writes spm.model and spm.vocab into `folder`.
+
+    The text is handed over line by line and not by file name, because the model would otherwise store the names and
+    the same text in another folder would give other bytes. The vocabulary is that of the command-line tool.
+
+    Args:
+        files: raw text, in the order that the training sees it.
+        vocab_size: number of pieces, sentencepiece's own three included.
+        folder: where to write.
+
+    Raises:
+        VocabularyTooLarge: the text gives fewer pieces than asked.
+        UserError: it has more characters than pieces asked.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentences = (line for path in files for line in read_lines(path))
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences, model_writer=model, vocab_size=vocab_size, minloglevel=2, **TRAINING_OPTIONS
+        )
+    except (RuntimeError, OSError) as error:
+        raise _explain(str(error), vocab_size) from None
+    (folder / "spm.model").write_bytes(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    with open(folder / "spm.vocab", "w", encoding="utf-8", newline="\n") as out:
+        for i in range(processor.get_piece_size()):
+            out.write(f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n")
+
+
+def _explain(message: str, vocab_size: int) -> UserError:
+    if largest := re.search(r"Please set it to a value <= (\d+)", message):
+        return VocabularyTooLarge(vocab_size, int(largest.group(1)))
+    if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return UserError(
+            f"--vocab-size '{vocab_size}' is too small for this text, which has {smallest.group(1)} characters and "
+            f"marks: give --vocab-size {int(smallest.group(1)) + 1} or more"
+        )
+    return UserError(f"sentencepiece could not learn --vocab-size '{vocab_size}' pieces from this text: {message}")
+
+
+def write_dictionary(vocab: Path, dictionary: Path) -> int:
+    """Write fairseq's dict.txt: every piece but sentencepiece's own three, with a constant count.
+
+    Returns:
+        The number of types of the dictionary once fairseq has loaded it.
+    """
+    pieces = [line.split("\t")[0] for line in read_lines(vocab)][_SENTENCEPIECE_SPECIALS:]
+    dictionary.write_text("".join(f"{piece} 100\n" for piece in pieces), encoding="utf-8", newline="\n")
+    return len(pieces) + FAIRSEQ_SPECIALS
+
+
+class Encoder:
+    """Encodes chunks of pairs in a worker process.
+
+    Args:
+        model: path of spm.model.
+        drop_empty: leave out a pair of which a side has no piece. A test line must stay: fairseq takes an empty line,
+            and a hypothesis must stand against every reference.
+    """
+
+    def __init__(self, model: Path, drop_empty: bool) -> None:
+        import sentencepiece
+
+        self._model = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        self._drop_empty = drop_empty
+
+    def __call__(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the pairs with pieces separated by spaces."""
+        sources = self._model.encode([source for source, _ in pairs], out_type=str)
+        targets = self._model.encode([target for _, target in pairs], out_type=str)
+        return [
+            (" ".join(source), " ".join(target))
+            for source, target in zip(sources, targets)
+            if (source and target) or not self._drop_empty
+        ]
