@@ -29,15 +29,19 @@ command -v "$PYTHON" >/dev/null 2>&1 || die "no interpreter '$PYTHON': install P
 base=$("$PYTHON" -c 'import sys; print(sys.version.split()[0], sys.base_prefix)')" | $TORCH_SPEC | $ROOT"
 want=$base$(cat "$ROOT/setup.py" "${BASH_SOURCE[0]}" "$ROOT"/scripts/lib/fairseq_build/torch/utils/cpp_extension.py | cksum)
 stamp=$VENV/.intra_distillation_installed
-have=$(cat "$stamp" 2>/dev/null || true)
-if [ "$have" = "$want" ] && [ -x "$VENV/bin/intra-distillation" ]; then
-    exit 0
-fi
-# A complete environment on the same interpreter is brought up to date; anything else, a half-made one too, is made anew.
-case "$have" in "$base"*) fresh=no ;; *) fresh=yes ;; esac
-rm -f "$stamp"
+have() { cat "$stamp" 2>/dev/null || true; }
+complete() { [ "$(have)" = "$want" ] && [ -x "$VENV/bin/intra-distillation" ]; }
+if complete; then exit 0; fi
 
+# One installation at a time: a second one waits for the first and then finds its work done.
 mkdir -p "$LOGS"
+exec 9>"$LOGS/lock"
+flock -n 9 || { say "setup: waiting for another installation" && flock 9; }
+if complete; then exit 0; fi
+# A complete environment on the same interpreter is brought up to date in place, programs that run from it go on; anything
+# else, a half-made one too, is made anew.
+case "$(have)" in "$base"*) fresh=no ;; *) fresh=yes ;; esac
+
 step_number=0
 step() { # step NAME COMMAND...: runs it with its output in a log; a failure shows the log's end and stops
     local name=$1 log start=$SECONDS
@@ -64,6 +68,7 @@ build_fairseq() {
 }
 
 if [ "$fresh" = yes ]; then
+    rm -f "$stamp"
     if has_torch; then
         say "setup: keeping the torch that $PYTHON already has"
         step "virtual environment" "$PYTHON" -m venv --clear --system-site-packages "$VENV"

@@ -37,6 +37,7 @@ def _run_here(name: str, arguments: list[str], output: str, errors: str) -> None
     for stream, path in ((1, output), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
     sys.argv = [f"fairseq-{name}", *arguments]
+    multiprocessing.set_start_method("fork", force=True)  # data loaders as in a process that was started by hand
     code = 0
     try:
         importlib.import_module(f"fairseq_cli.{name}").cli_main()
@@ -49,6 +50,8 @@ def _run_here(name: str, arguments: list[str], output: str, errors: str) -> None
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
+    for data_loader in multiprocessing.active_children():
+        data_loader.kill()
     os._exit(code)
 
 
