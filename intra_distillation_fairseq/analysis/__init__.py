@@ -1,0 +1,1 @@
+"""Looks at finished runs."""
