@@ -30,34 +30,37 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def stacked(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Any]:
-    """One forward over the batch repeated K times; each tensor of the input has the batch (B) as first dimension."""
+def stacked(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> Tensor:
+    """One forward over the batch repeated K times; each tensor of the input has the batch (B) as first dimension.
+
+    The result is one tensor (K, B, T, V): taking it apart would cost a copy of it in backward.
+    """
     repeated = {
         name: value.repeat(num_passes, *[1] * (value.dim() - 1)) if torch.is_tensor(value) else value  # K*B x ...
         for name, value in net_input.items()
     }
-    logits, *extra = model(**repeated)
-    return [(part, *extra) for part in logits.view(num_passes, -1, *logits.shape[1:])]  # each B x T x V
+    logits = model(**repeated)[0]  # K*B x T x V
+    return logits.view(num_passes, -1, *logits.shape[1:])
 
 
-def sequential(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Any]:
+def sequential(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Tensor]:
     """K forwards in order."""
-    return [model(**net_input) for _ in range(num_passes)]
+    return [model(**net_input)[0] for _ in range(num_passes)]
 
 
-def recompute(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Any]:
+def recompute(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -> list[Tensor]:
     """K forwards whose activations are computed again, under the same random state, when backward needs them."""
     names = list(net_input)
 
-    def one_pass() -> Any:
+    def one_pass() -> Tensor:
         # Backward's second run must not go through a data-parallel wrapper: its forward re-arms the gradient reducer,
         # which by then is in the middle of reducing. The graph, and with it the gradient hooks, is the first run's.
         callee: nn.Module = model
 
-        def forward(*values: Any) -> Any:
+        def forward(*values: Any) -> Tensor:
             nonlocal callee
             run, callee = callee, unwrapped(model)
-            return run(**dict(zip(names, values)))
+            return run(**dict(zip(names, values)))[0]  # what else the model returns would stay alive
 
         # Positional arguments: checkpoint looks at these, not at keyword arguments, for the devices whose random state
         # it has to save; with keyword arguments a GPU would draw other dropout masks the second time.
@@ -66,15 +69,15 @@ def recompute(model: nn.Module, net_input: Mapping[str, Any], num_passes: int) -
     return [one_pass() for _ in range(num_passes)]
 
 
-PASS_MODES: dict[str, Callable[[nn.Module, Mapping[str, Any], int], list[Any]]] = {
+PASS_MODES: dict[str, Callable[[nn.Module, Mapping[str, Any], int], Tensor | list[Tensor]]] = {
     "stacked": stacked,
     "sequential": sequential,
     "recompute": recompute,
 }
 
 
-def run(model: nn.Module, net_input: Mapping[str, Any], num_passes: int, mode: str) -> list[tuple[Tensor, Any]]:
-    """Run K passes through model(**net_input), never through its parts, so that any data-parallel wrapper works.
+def run(model: nn.Module, net_input: Mapping[str, Any], num_passes: int, mode: str) -> Tensor | list[Tensor]:
+    """Logits of K passes through model(**net_input), never through its parts, so that any data-parallel wrapper works.
 
     Args:
         model: returns (logits, extra) with logits (B, T, V), as fairseq's encoder-decoder models do.
@@ -83,6 +86,13 @@ def run(model: nn.Module, net_input: Mapping[str, Any], num_passes: int, mode: s
         mode: a key of PASS_MODES.
 
     Returns:
-        K of the model's outputs, in order, each for the single batch.
+        One tensor (K, B, T, V), or K tensors (B, T, V) in the order of the passes.
     """
     return PASS_MODES[mode](model, net_input, num_passes)
+
+
+def flatten_tokens(logits: Tensor | list[Tensor], skip: int = 0) -> Tensor | list[Tensor]:
+    """(K, B, T, V) -> (K, N, V), or K times (B, T, V) -> (N, V), without the first `skip` of the T positions."""
+    if torch.is_tensor(logits):
+        return logits[:, :, skip:].reshape(logits.size(0), -1, logits.size(-1))
+    return [z[:, skip:].reshape(-1, z.size(-1)) for z in logits]

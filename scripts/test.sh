@@ -3,11 +3,12 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 bash "$ROOT/scripts/setup.sh"
-cd "$ROOT"
+cd "$ROOT" || exit
 
+# Tools are called as modules: one that the base interpreter already had has no script in this environment.
 say "lint: ruff"
-"$VENV/bin/ruff" check .
-"$VENV/bin/ruff" format --check .
+"$VENV/bin/python" -m ruff check .
+"$VENV/bin/python" -m ruff format --check .
 say "lint: shell scripts"
 for script in scripts/*.sh scripts/lib/*.sh .ci/run; do bash -n "$script"; done
 if [ -x "$VENV/bin/shellcheck" ]; then
@@ -17,5 +18,6 @@ else
 fi
 
 say "tests"
-# One thread per process: the models are tiny, and bit-exact comparisons need equal thread counts.
+# One thread per process: the models are tiny, and bit-exact comparisons need equal thread counts. TEST_PROCESSES says how
+# many tests run at once.
 OMP_NUM_THREADS=1 "$VENV/bin/python" -m pytest -q -n "${TEST_PROCESSES:-2}" --dist loadfile --durations=10 "$@"

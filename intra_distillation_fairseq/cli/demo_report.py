@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 from intra_distillation_fairseq.analysis.curves import draw_curves
-from intra_distillation_fairseq.corpus.stages import write_json
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.comparison import baselines, relative, run_result, table
 from intra_distillation_fairseq.experiments.logs import read_curves
 from intra_distillation_fairseq.experiments.prepared import open_prepared
 from intra_distillation_fairseq.experiments.recipes import evaluation_from
 from intra_distillation_fairseq.experiments.runs import RunFolder
+from intra_distillation_fairseq.files import write_json, write_text
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
         f"{first['sentences']} test sentences. BLEU: {first['bleu_signature']}; chrF: {first['chrf_signature']}.\n"
         "valid loss: label-smoothed cross-entropy of the scored checkpoint, in bits per token; "
         "seconds: training with its validations.\n"
+        "Same data, seed and number of updates for both. So short a run shows that everything works, not which method\n"
+        "is better: neither has converged.\n"
         f"texts: {relative(data.folder / 'raw')}\n"
         f"translations: eval/best/hypotheses.txt of each method's files; curves: {relative(args.out / 'curves.png')}\n"
     )
-    temporary = args.out / f".results.txt.{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, args.out / "results.txt")
+    write_text(args.out / "results.txt", text)
     print(text, end="")
     return 0

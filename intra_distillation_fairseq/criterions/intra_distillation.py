@@ -116,18 +116,15 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         """Loss of one batch; see fairseq's criterions for the three values returned.
 
         Raises:
-            UserError: the model does not return logits over the whole vocabulary (adaptive softmax).
+            SystemExit: the model does not return logits over the whole vocabulary (adaptive softmax).
         """
         if not model.training:
             return super().forward(model, sample, reduce=reduce)
         self._check(model)
         alpha = self.alpha_schedule(self.num_updates)
-        outputs = passes.run(model, sample["net_input"], self.num_passes, self.pass_mode)
-        target = model.get_targets(sample, outputs[0])[:, self.ignore_prefix_size :].reshape(-1)  # N
-        logits = [
-            out[0][:, self.ignore_prefix_size :].reshape(-1, out[0].size(-1))  # N x V
-            for out in outputs
-        ]
+        logits = passes.run(model, sample["net_input"], self.num_passes, self.pass_mode)
+        target = model.get_targets(sample, (logits[0],))[:, self.ignore_prefix_size :].reshape(-1)  # N
+        logits = passes.flatten_tokens(logits, skip=self.ignore_prefix_size)  # K x N x V
         ls_sum, nll_sum, divergence_sum = self.consistency_loss(
             logits, target, self.padding_idx, self.eps, self.divergence
         )
@@ -157,8 +154,8 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
             return
         self._checked_model = True
         if getattr(getattr(passes.unwrapped(model), "decoder", None), "adaptive_softmax", None) is not None:
-            raise UserError(
-                "--adaptive-softmax-cutoff is set: intra_distillation compares distributions over the whole "
+            raise SystemExit(
+                "error: --adaptive-softmax-cutoff is set: intra_distillation compares distributions over the whole "
                 "vocabulary, which an adaptive softmax does not compute; train without it"
             )
         if not passes.is_stochastic(model):

@@ -32,6 +32,11 @@ def chunk_tokens(num_passes: int, vocabulary: int, device: torch.device) -> int:
     return max(1, block // (4 * num_passes * vocabulary))
 
 
+def by_pass(given: tuple[Tensor, ...]) -> list[Tensor]:
+    """K tensors (N, V), given as such or as one tensor (K, N, V)."""
+    return list(given[0]) if given[0].dim() == 3 else list(given)
+
+
 def chunks(logits: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
     """(rows, their logits as one (K, n, V) tensor in float32 or float64), chunk by chunk."""
     tokens, vocabulary = logits[0].shape
@@ -52,7 +57,8 @@ def log_mean_of(lprobs: Tensor) -> Tensor:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, target, ignore_index, label_smoothing, divergence, *logits):
+    def forward(ctx, target, ignore_index, label_smoothing, divergence, *given):
+        logits = by_pass(given)
         k, (tokens, vocabulary) = len(logits), logits[0].shape
         dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
         padding = target.eq(ignore_index)  # N
@@ -72,7 +78,7 @@ class _ChunkedLoss(torch.autograd.Function):
             else:
                 lprobs.sub_(log_mean_of(lprobs))
             divergences[rows] = probs.mul_(lprobs).sum((0, -1)) / k
-        ctx.save_for_backward(target, padding, log_normaliser, *logits)
+        ctx.save_for_backward(target, padding, log_normaliser, *given)
         ctx.settings = label_smoothing, divergence
         eps_i = label_smoothing / (vocabulary - 1)
         nll_sum, smooth_sum, divergence_sum = (
@@ -84,14 +90,16 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, ls_gradient, _nll_gradient, divergence_gradient):
-        target, padding, log_normaliser, *logits = ctx.saved_tensors
+        target, padding, log_normaliser, *given = ctx.saved_tensors
+        logits = by_pass(given)
         label_smoothing, divergence = ctx.settings
         k, vocabulary = len(logits), logits[0].size(-1)
         eps_i = label_smoothing / (vocabulary - 1)
         # The weights of the two terms. They multiply the float32 values, before these are rounded to the logits' type:
         # a gradient rounded to float16 first and scaled afterwards would be 0 where the loss scale had saved it.
         ls_weight, divergence_weight = ls_gradient / k, divergence_gradient / k
-        gradients = [torch.empty_like(z) for z in logits]
+        given_gradients = [torch.empty_like(z) for z in given]
+        gradients = by_pass(given_gradients)
         for rows, block in chunks(logits):
             lprobs = block.sub_(log_normaliser[:, rows, None])  # K x n x V
             probs = lprobs.exp()
@@ -109,11 +117,12 @@ class _ChunkedLoss(torch.autograd.Function):
             gradient.masked_fill_(padding[rows, None], 0.0)
             for whole, one_pass in zip(gradients, gradient):
                 whole[rows] = one_pass
-        return (None, None, None, None, *gradients)
+        return (None, None, None, None, *given_gradients)
 
 
 def chunked(
     logits: Sequence[Tensor], target: Tensor, ignore_index: int, label_smoothing: float, divergence: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(ls_sum, nll_sum, divergence_sum) of K tensors of logits (N, V) or one (K, N, V); see backends.reference."""
-    return _ChunkedLoss.apply(target, ignore_index, label_smoothing, divergence, *logits)
+    given = (logits,) if torch.is_tensor(logits) else logits
+    return _ChunkedLoss.apply(target, ignore_index, label_smoothing, divergence, *given)

@@ -97,7 +97,6 @@ def test_a_second_call_does_nothing_and_is_quick(done):
     again = demo(out)
     seconds = time.monotonic() - start
     assert again.returncode == 0, again.stderr
-    assert again.stdout == re.sub(r", \d+ s ->", ", 0 s ->", again.stdout) or "already evaluated" in again.stderr
     assert again.stderr.count("already finished, nothing to do") == 2
     assert again.stderr.count("already evaluated, nothing to do") == 2
     assert again.stdout.split("method ")[1] == first.stdout.split("method ")[1]

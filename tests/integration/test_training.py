@@ -79,31 +79,34 @@ def test_alpha_follows_completed_updates_with_update_freq(train):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_resuming_in_a_later_epoch_equals_never_stopping(train, tmp_path, mode):
-    """P2, and alpha' right after the resume. An epoch has 4 batches: stopped in the middle of epoch 3."""
-    flags = [
-        *OURS,
-        "--id-pass-mode",
-        mode,
-        "--update-freq",
-        2,
-        "--save-interval-updates",
-        1,
-        "--keep-interval-updates",
-        1,
-    ]
-    flags += ["--max-tokens", 150, "--id-p", 2, "--id-q", 10]
-    whole = train(*flags, "--max-update", 12, save_dir=tmp_path / "whole")
+    """P2, and P8: alpha' right after the resume. An epoch has 2 updates: stopped after 1, 2 and 3 of 10."""
+    flags = [*OURS, "--id-pass-mode", mode, "--update-freq", 2, "--max-update", 10, "--id-p", 1.25, "--id-q", 5]
+    flags += ["--save-interval-updates", 1, "--keep-interval-updates", 1]
+    whole = train(*flags, save_dir=tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
-    for _ in range(3):  # each stops by time after some updates, wherever it is, and the next goes on
-        stopped = train(*flags, "--max-update", 12, "--stop-time-hours", 1e-9, save_dir=tmp_path / "parts")
+    for _ in range(3):  # each stops after one update, and the next goes on
+        stopped = train(*flags, "--stop-time-hours", 1e-9, save_dir=tmp_path / "parts")
         assert stopped.returncode == 0, stopped.stderr[-3000:]
-        assert len(logged(stopped.stdout)) < 12
-    rest = train(*flags, "--max-update", 12, save_dir=tmp_path / "parts")
-    assert len(logged(rest.stdout)) > 0
-    assert float(logged(rest.stdout)[0]["id_alpha"]) == float(
-        logged(whole.stdout)[-len(logged(rest.stdout))]["id_alpha"]
-    )
+    rest = train(*flags, save_dir=tmp_path / "parts")
+    expected, got = logged(whole.stdout)[3:], logged(rest.stdout)
+    assert [u["num_updates"] for u in got] == ["4", "5", "6", "7", "8", "9", "10"]
+    assert got[0]["epoch"] == 2
+    assert [(u["id_alpha"], u["loss"]) for u in got] == [(u["id_alpha"], u["loss"]) for u in expected]
+    assert 0 < float(got[0]["id_alpha"]) < float(got[1]["id_alpha"]) < 5
     assert_same_parameters(tmp_path / "whole" / "checkpoint_last.pt", tmp_path / "parts" / "checkpoint_last.pt")
+
+
+def test_id_alpha_in_the_log_is_the_one_in_force(train):
+    """With a line every 3 updates it is that of the third, not a mean. Linear, as q = alpha * p: 5 * 2 x / 12."""
+    done = train(*OURS, "--max-update", 6, "--id-p", 1, "--id-q", 5, "--log-interval", 3, "--no-save")
+    assert [float(u["id_alpha"]) for u in logged(done.stdout)] == pytest.approx([5 * 2 / 6, 5 * 5 / 6], abs=1e-5)
+
+
+def test_adaptive_softmax_is_refused_with_one_line(train, tmp_path):
+    done = train(*OURS, "--max-update", 2, "--adaptive-softmax-cutoff", "10,20")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --adaptive-softmax-cutoff is set")
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def free_port() -> int:
@@ -145,14 +148,16 @@ def test_two_processes_equal_one_with_update_freq_two(train, tiny_data, tmp_path
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_two_processes_with_dropout_and_resume(tiny_data, tmp_path, mode):
-    """The state broadcast at resume (P5), and gradients through passes that do differ."""
-    flags = [*OURS, "--id-pass-mode", mode, "--ddp-backend", "c10d", "--id-alpha-schedule", "constant"]
-    two_processes(tiny_data, tmp_path / "run", *flags, "--max-update", 2)
-    logs = two_processes(tiny_data, tmp_path / "run", *flags, "--max-update", 4)
-    assert [u["num_updates"] for u in logged(logs[0])] == ["3", "4"]
-    assert float(logged(logs[0])[-1]["id_loss"]) > 0
+@pytest.mark.parametrize("backend", ["c10d", "legacy_ddp"])
+def test_two_processes_with_dropout_and_resume(tiny_data, tmp_path, backend):
+    """The state broadcast at resume (P5); recompute equals sequential bit for bit inside the data-parallel wrapper."""
+    flags = [*OURS, "--ddp-backend", backend, "--id-alpha-schedule", "constant"]
+    for mode in ("sequential", "recompute"):
+        two_processes(tiny_data, tmp_path / mode, *flags, "--id-pass-mode", mode, "--max-update", 2)
+        logs = two_processes(tiny_data, tmp_path / mode, *flags, "--id-pass-mode", mode, "--max-update", 4)
+        assert [u["num_updates"] for u in logged(logs[0])] == ["3", "4"]
+        assert float(logged(logs[0])[-1]["id_loss"]) > 0
+    assert_same_parameters(*(tmp_path / mode / "checkpoint_last.pt" for mode in ("sequential", "recompute")))
 
 
 @pytest.fixture(scope="module")

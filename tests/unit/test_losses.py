@@ -162,14 +162,16 @@ def test_only_padding_gives_zero(backend):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize(("k", "n", "v"), [(2, 1, 5), (3, 37, 101), (6, 50, 12)])
 @pytest.mark.parametrize("tokens_per_chunk", [1, 7, 1000])
-def test_chunked_equals_reference(monkeypatch, k, n, v, tokens_per_chunk, divergence):
-    """Any number of tokens per chunk, random upstream gradients, passes given as a list of non-contiguous tensors."""
+@pytest.mark.parametrize("apart", [True, False])
+def test_chunked_equals_reference(monkeypatch, k, n, v, tokens_per_chunk, divergence, apart):
+    """Any number of tokens per chunk, random upstream gradients, non-contiguous passes, apart or in one tensor."""
     monkeypatch.setattr(chunked_loss, "chunk_tokens", lambda *_: tokens_per_chunk)
     target = random_target(n, v, seed=3)
     results = []
     for backend in ("reference", "chunked"):
         leaf = random_logits(n, v, k).requires_grad_()
-        result = BACKENDS[backend](list(leaf.permute(2, 0, 1)), target, PAD, 0.1, divergence)
+        logits = leaf.permute(2, 0, 1)
+        result = BACKENDS[backend](list(logits) if apart else logits, target, PAD, 0.1, divergence)
         (gradient,) = torch.autograd.grad(-0.3 * result.ls_sum + 2.9 * result.divergence_sum, leaf)
         results.append((*(value.detach() for value in result), gradient))
     for a, b in zip(*results):

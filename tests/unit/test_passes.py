@@ -16,7 +16,6 @@ class Model(nn.Module):
         super().__init__()
         self.embed, self.dropout, self.out = nn.Embedding(7, 8), nn.Dropout(dropout), nn.Linear(8, 7)
         self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
-        self.live_elements = []
 
     def forward(self, src_tokens, prev_output_tokens):
         h = self.embed(prev_output_tokens) + self.embed(src_tokens).mean(1, keepdim=True)
@@ -29,8 +28,8 @@ def gradients(model, mode, seed=3):
     torch.manual_seed(seed)
     model.zero_grad()
     outputs = passes.run(model, BATCH, 3, mode)
-    sum(((i + 1) * out[0].pow(2)).sum() for i, out in enumerate(outputs)).backward()
-    return [out[0].detach() for out in outputs], [p.grad.clone() for p in model.parameters()]
+    sum(((i + 1) * out.pow(2)).sum() for i, out in enumerate(outputs)).backward()
+    return [out.detach() for out in outputs], [p.grad.clone() for p in model.parameters()]
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_sequential_draws_the_masks_of_plain_forwards(model):
     expected = [model(**BATCH)[0] for _ in range(3)]
     torch.manual_seed(5)
     outputs = passes.run(model, BATCH, 3, "sequential")
-    assert all(torch.equal(out[0], e) for out, e in zip(outputs, expected))
+    assert all(torch.equal(out, e) for out, e in zip(outputs, expected))
     assert not torch.equal(expected[0], expected[1])
 
 
@@ -68,8 +67,21 @@ def test_passes_differ_and_have_the_shape_of_the_single_batch(model, mode):
     torch.manual_seed(1)
     outputs = passes.run(model, BATCH, 3, mode)
     assert len(outputs) == 3
-    assert all(out[0].shape == (4, 5, 7) and out[1] == {"name": "extra"} for out in outputs)
-    assert not torch.equal(outputs[0][0], outputs[1][0])
+    assert all(out.shape == (4, 5, 7) for out in outputs)
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("mode", passes.PASS_MODES)
+def test_flatten_tokens_leaves_the_prefix_out(model, mode):
+    outputs = passes.run(model, BATCH, 2, mode)
+    flat = passes.flatten_tokens(outputs, skip=2)
+    for before, after in zip(outputs, flat):
+        assert torch.equal(after, before[:, 2:].reshape(12, 7))
+
+
+def test_stacked_gives_one_tensor(model):
+    """Which the loss takes as it is, without taking it apart."""
+    assert passes.flatten_tokens(passes.run(model, BATCH, 3, "stacked")).shape == (3, 20, 7)
 
 
 def test_all_modes_agree_without_dropout():
