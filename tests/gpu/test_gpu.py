@@ -1,0 +1,78 @@
+"""What only a GPU can show: dropout masks of the recomputed passes, low precision, autocast, fairseq's precisions."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from intra_distillation_fairseq import passes
+from intra_distillation_fairseq.losses.backends import BACKENDS
+from intra_distillation_fairseq.losses.divergence import DIVERGENCES
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "integration"))
+from conftest import write_corpus
+from fairseq_commands import TINY_MODEL, USER_DIR, command
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_recompute_draws_the_masks_of_sequential():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(16, 64), nn.Dropout(0.5), nn.Linear(64, 32), nn.Dropout(0.5)).cuda()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, src_tokens):
+            return self.layers(src_tokens), None
+
+    model, batch, gradients = Model(), {"src_tokens": torch.randn(5, 7, 16, device="cuda")}, []
+    for mode in ("sequential", "recompute"):
+        torch.manual_seed(1)
+        model.zero_grad()
+        sum(z.pow(2).sum() for z in passes.run(model, batch, 3, mode)).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loss_against_float64_on_the_cpu(backend, divergence, dtype, autocast):
+    generator = torch.Generator().manual_seed(0)
+    exact = (2 * torch.randn(3, 70, 1001, generator=generator)).to(dtype).double().requires_grad_()
+    target = torch.randint(1, 1001, (70,), generator=generator)
+    low = exact.detach().to("cuda", dtype).requires_grad_()
+    results = []
+    for name, z, t in (("reference", exact, target), (backend, low, target.cuda())):
+        with torch.autocast("cuda", enabled=autocast and z.is_cuda):
+            result = BACKENDS[name](z, t, 1, 0.1, divergence)
+        (gradient,) = torch.autograd.grad(result.ls_sum + 5 * result.divergence_sum, z)
+        results.append((*(float(v) for v in result), gradient.double().cpu()))
+    assert results[1][:3] == pytest.approx(results[0][:3], rel=1e-5)
+    tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-5}
+    torch.testing.assert_close(results[1][3], results[0][3], **tolerance)
+
+
+@pytest.mark.parametrize("mode", passes.PASS_MODES)
+@pytest.mark.parametrize("flags", ["", "--fp16", "--bf16", "--amp", "--memory-efficient-fp16"])
+def test_trains(tmp_path, mode, flags):
+    write_corpus(tmp_path, {"train": 100, "valid": 13, "test": 11})
+    prefixes = [f"--{split}pref={tmp_path / split}" for split in ("train", "valid", "test")]
+    done = command(
+        "preprocess", "--source-lang", "xx", "--target-lang", "en", "--destdir", tmp_path / "bin", *prefixes, fresh=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = command(
+        "train", tmp_path / "bin", "--user-dir", USER_DIR, *TINY_MODEL, "--task", "translation_intra_distillation",
+        "--criterion", "intra_distillation", "--label-smoothing", 0.1, "--id-pass-mode", mode, "--optimizer", "adam",
+        "--lr", 0.005, "--max-tokens", 300, "--max-update", 8, "--no-save", "--log-format", "json", "--log-interval", 1,
+        "--fp16-init-scale", 4, *flags.split(), fresh=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert '"num_updates": "8"' in done.stdout + done.stderr
