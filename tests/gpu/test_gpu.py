@@ -1,19 +1,14 @@
 """What only a GPU can show: dropout masks of the recomputed passes, low precision, autocast, fairseq's precisions."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from fairseq_commands import TINY_MODEL, USER_DIR, command
+from tiny_corpus import write_corpus
 from torch import nn
 
 from intra_distillation_fairseq import passes
 from intra_distillation_fairseq.losses.backends import BACKENDS
 from intra_distillation_fairseq.losses.divergence import DIVERGENCES
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "integration"))
-from conftest import write_corpus
-from fairseq_commands import TINY_MODEL, USER_DIR, command
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -3,12 +3,8 @@
 import json
 import random
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "integration"))
 from fairseq_commands import USER_DIR, command
 
 MODEL = (
