@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,42 @@ class CheckpointFacts:
     valid_loss: float | None
 
 
+class RefusedCheckpoint(UserError, pickle.UnpicklingError):
+    """A checkpoint that was not loaded, and why."""
+
+
+def refusal(error: Exception, path: Path | str) -> RefusedCheckpoint | None:
+    """What an error of torch's loader says about the file, in one line and without torch's advice for programmers.
+
+    Args:
+        error: what `torch.load` raised.
+        path: the file, as the user knows it.
+    Returns:
+        The error to raise instead; None where the file is not to blame.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        _, found, rest = str(error).partition("GLOBAL ")
+        what = f"it holds {rest.split(' ')[0]}" if found else "its content is not that of a checkpoint"
+        return RefusedCheckpoint(
+            f"checkpoint '{path}' was not loaded: {what}; allowed are tensors, plain values and the types of "
+            "fairseq's own checkpoints, since anything else can run code while it is read"
+        )
+    # Of torch's RuntimeErrors: a zip file without its end, a file of the old format without its end, a damaged one.
+    reasons = ("zip archive", "unexpected EOF", "central directory", "corrupt")
+    cut = isinstance(error, EOFError) or (
+        isinstance(error, RuntimeError) and any(reason in str(error) for reason in reasons)
+    )
+    # Looking for the end of some cut zip files, torch seeks to before their beginning.
+    if cut or (isinstance(error, OSError) and error.errno == errno.EINVAL):
+        return RefusedCheckpoint(
+            f"checkpoint '{path}' is not a whole file (cut off while it was written or copied?): take another one "
+            "(to go on training from it: --restore-file)"
+        )
+    return None
+
+
 def load(path: Path) -> dict[str, Any]:
-    """Read a fairseq checkpoint to the CPU; tensors are mapped from the file and read when they are used.
+    """Read a fairseq checkpoint to the CPU; tensors are mapped from the file, where its format allows, until used.
 
     Raises:
         UserError: the file is missing, cut off, not a checkpoint, or holds types that fairseq's checkpoints do not.
@@ -34,11 +70,13 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a bad file; each means the same to the user
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(
-            f"checkpoint '{path}' cannot be read ({reason}): it is cut off or not made by fairseq"
+        with open(path, "rb") as file:
+            zipped = file.read(4) == b"PK\3\4"  # not those of PyTorch before 1.6, which cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # torch raises many kinds for what is no checkpoint at all
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise refusal(error, path) or RefusedCheckpoint(
+            f"checkpoint '{path}' cannot be read ({reason}): is it made by fairseq?"
         ) from None
     if not isinstance(state, dict) or "model" not in state:
         raise UserError(f"'{path}' is not a fairseq checkpoint: it has no 'model'")
@@ -47,11 +85,13 @@ def load(path: Path) -> dict[str, Any]:
 
 def _allow_fairseq_types() -> None:
     """Have the plugin tell torch's safe loader which types fairseq's checkpoints hold."""
-    logging.disable(logging.INFO)  # fairseq advises to install packages that it does not need here
+    before = logging.root.manager.disable
+    # fairseq advises to install packages that it does not need here
+    logging.disable(max(before, logging.INFO))
     try:
         from intra_distillation_fairseq import plugin  # noqa: F401
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def facts(path: Path) -> CheckpointFacts:

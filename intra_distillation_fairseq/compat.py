@@ -10,7 +10,6 @@ import argparse
 import collections
 import functools
 import os
-import pickle
 import shutil
 import sys
 import typing
@@ -25,7 +24,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
 
-from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq import checkpoints
 
 
 def install() -> None:
@@ -90,10 +89,6 @@ def allow_fairseq_checkpoints() -> None:
     torch.serialization.add_safe_globals(checkpoint_types())
 
 
-class RefusedCheckpoint(UserError, pickle.UnpicklingError):
-    """A checkpoint that was not loaded, and why."""
-
-
 def explain_refused_checkpoints() -> None:
     """P3, P4: say in one line why a checkpoint is not loaded, instead of the advice to switch the safe loader off."""
 
@@ -101,20 +96,11 @@ def explain_refused_checkpoints() -> None:
         def load_checkpoint_to_cpu(path, *args, **kwargs):
             try:
                 return load(path, *args, **kwargs)
-            except pickle.UnpicklingError as error:
-                _, found, rest = str(error).partition("GLOBAL ")
-                what = f"it holds {rest.split(' ')[0]}" if found else "its content is not that of a checkpoint"
-                raise RefusedCheckpoint(
-                    f"checkpoint '{path}' was not loaded: {what}; allowed are tensors, plain values and the types of "
-                    "fairseq's own checkpoints, since anything else can run code while it is read"
-                ) from error
-            except (EOFError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "zip archive" not in str(error):
+            except Exception as error:
+                refused = checkpoints.refusal(error, path)
+                if refused is None:
                     raise
-                raise RefusedCheckpoint(
-                    f"checkpoint '{path}' is not a whole file (cut off while it was written or copied?); "
-                    "continue from another one with --restore-file"
-                ) from error
+                raise refused from error
 
         return load_checkpoint_to_cpu
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from intra_distillation_fairseq.files import replacing
 
 # Black and grey, lines and marks all differ: any one of them is enough to tell two runs apart.
 _STYLES = (
@@ -59,6 +60,5 @@ def draw_curves(runs: dict[str, Sequence[dict[str, Any]]], out: Path) -> None:
         axes.grid(color="0.88", linewidth=0.6)
         if axes.has_data():
             axes.legend(frameon=False)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    figure.savefig(temporary, format="png", dpi=130)
-    os.replace(temporary, out)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from intra_distillation_fairseq.corpus.invented_archive import SOURCE_LANG, archive_bytes
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.progress import Progress
+from intra_distillation_fairseq.files import replacing
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +45,8 @@ def run(args: argparse.Namespace) -> int:
             "sentences: choose another file, or remove it"
         )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, args.out)
+    with replacing(args.out) as temporary:
+        temporary.write_bytes(content)
     print(
         f"an invented language (seed {args.seed}; the code '{SOURCE_LANG}' stands in for it) and English, "
         f"{args.train:,} + {args.test:,} sentences -> {args.out}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from intra_distillation_fairseq.analysis.curves import draw_curves

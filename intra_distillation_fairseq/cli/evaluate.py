@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from intra_distillation_fairseq.corpus.stages import file_sha256, read_json, write_json
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import devices, generation, processes
-from intra_distillation_fairseq.experiments.prepared import PreparedData, count_binarised, open_prepared, read_lines
+from intra_distillation_fairseq.experiments.prepared import PreparedData, count_binarised, open_prepared, raw_lines
 from intra_distillation_fairseq.experiments.progress import Progress
 from intra_distillation_fairseq.experiments.recipes import evaluation_as_dict, evaluation_from
-from intra_distillation_fairseq.experiments.runs import RunFolder, lock
+from intra_distillation_fairseq.experiments.runs import RunFolder
 from intra_distillation_fairseq.experiments.scores import score
+from intra_distillation_fairseq.files import file_sha256, lock, read_json, write_json, write_text
 
 _AVERAGE = re.compile(r"average([1-9]\d*)\Z")
 
@@ -52,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
             f"the dictionaries of '{data.folder}' are not those the model was trained with: evaluate on "
             f"'{record['data']}', or on one prepared with its sentencepiece model"
         )
-    references = read_lines(data.references)
+    references = raw_lines(data.references)
     binarised = count_binarised(data, "test")
     if binarised is not None and binarised != len(references):
         raise UserError(
             f"the test set in '{data.bin}' would give {binarised} hypotheses for the {len(references)} references of "
             f"'{data.references}': prepare the data folder again"
         )
-    with lock(folder.folder / "eval" / args.checkpoint / ".lock", "intra-distillation evaluate"):
+    with lock(folder.folder / "eval" / args.checkpoint / ".lock", "the evaluation folder"):
         return _evaluate(args, folder, record, sources, data, references)
 
 
@@ -97,6 +97,7 @@ def _evaluate(
 ) -> int:
     out = folder.folder / "eval" / args.checkpoint
     out_score, link = out / "score.json", out / ".checkpoint.pt"
+    shown = args.run_dir / out_score.relative_to(folder.folder)  # as the user gave it
     evaluation = evaluation_from(record["evaluation"])
     kept = [_keep(path, out / f".source{index}.pt") for index, path in enumerate(sources)]
     try:
@@ -108,7 +109,7 @@ def _evaluate(
         old = read_json(out_score)
         if not args.force and isinstance(old, dict) and old.get("inputs") == inputs and _complete(out, len(references)):
             print("already evaluated, nothing to do (--force does it again)", file=sys.stderr)
-            print(_line(old, data, out_score))
+            print(_line(old, data, shown))
             return 0
         out_score.unlink(missing_ok=True)  # it belongs to the texts that are replaced now
         started = time.monotonic()
@@ -130,7 +131,7 @@ def _evaluate(
             "inputs": inputs,
         }
         write_json(out_score, result)
-        print(_line(result, data, out_score))
+        print(_line(result, data, shown))
         return 0
     finally:
         for path in [*kept, link]:
@@ -212,9 +213,7 @@ def _cased(lines: list[str], lowercase: bool) -> list[str]:
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _line(result: dict[str, Any], data: PreparedData, path: Path) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 from intra_distillation_fairseq.cli.prepare_options import add_common, common_options, report, say
 from intra_distillation_fairseq.corpus.download import IWSLT14_URLS, fetch
 from intra_distillation_fairseq.corpus.iwslt14 import TARGET, Iwslt14, make_raw
-from intra_distillation_fairseq.corpus.pipeline import finish
-from intra_distillation_fairseq.corpus.stages import DataFolder, FileDigests, lock
+from intra_distillation_fairseq.corpus.pipeline import OUTPUTS, finish
+from intra_distillation_fairseq.corpus.stages import DataFolder, FileDigests
 from intra_distillation_fairseq.corpus.wit3 import LANGUAGES, PUBLISHED_COUNTS
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.files import lock
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,13 @@ def run(args: argparse.Namespace) -> int:
     for lang in langs:
         path = out / f"{lang}-{TARGET}"
         with lock(path / ".lock", "the data folder"):
-            folder = DataFolder(path, args.force, lambda line, lang=lang: say(f"{lang}-{TARGET}: {line}"))
+            folder = DataFolder(
+                path,
+                names=("orig", *OUTPUTS),
+                inputs=(archive,),
+                force=args.force,
+                say=lambda line, lang=lang: say(f"{lang}-{TARGET}: {line}"),
+            )
             raw = make_raw(folder, options[lang], text)
             manifest = finish(folder, options[lang], raw)
         report(path, manifest, folder.done)

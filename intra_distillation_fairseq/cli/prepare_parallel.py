@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 from intra_distillation_fairseq.cli.prepare_options import add_common, common_options, report, say, whole_number
-from intra_distillation_fairseq.corpus.pipeline import SPLITS, finish
-from intra_distillation_fairseq.corpus.stages import DataFolder, FileDigests, lock
+from intra_distillation_fairseq.corpus.pipeline import OUTPUTS, SPLITS, finish
+from intra_distillation_fairseq.corpus.stages import DataFolder, FileDigests
 from intra_distillation_fairseq.corpus.user_text import UserText, find_side, make_raw
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.files import lock
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,11 +61,10 @@ def run(args: argparse.Namespace) -> int:
     )
     out = Path(args.out)
     options = common_options(args, args.name or out.resolve().name, (args.src, args.tgt))
-    for split, prefix in text.prefixes.items():  # before a folder is made
-        for lang in options.languages:
-            find_side(prefix, lang, split)
+    # before a folder is made
+    inputs = tuple(find_side(text.prefixes[split], lang, split) for split in SPLITS for lang in options.languages)
     with lock(out / ".lock", "the data folder"):
-        folder = DataFolder(out, args.force, say)
+        folder = DataFolder(out, names=OUTPUTS, inputs=inputs, force=args.force, say=say)
         raw = make_raw(folder, options, text, FileDigests(out / "stages" / "inputs.json"))
         manifest = finish(folder, options, raw)
     report(out, manifest, folder.done)

@@ -9,12 +9,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from intra_distillation_fairseq.corpus.stages import write_json
+from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import devices, launch, logs, processes
 from intra_distillation_fairseq.experiments.prepared import PreparedData, open_prepared
 from intra_distillation_fairseq.experiments.progress import Progress
 from intra_distillation_fairseq.experiments.recipes import Recipe, evaluation_as_dict, find_recipe, read_recipe
-from intra_distillation_fairseq.experiments.runs import Held, RunFolder, lock
+from intra_distillation_fairseq.experiments.runs import RunFolder
+from intra_distillation_fairseq.files import Held, lock, write_json
 
 TAKES_FLAGS = True  # what follows -- goes to fairseq-train
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if rank != "0":
         return _train_other_rank(args, folder, data, options, rank)
     folder.read()  # refuses what is not a folder before anything is written
-    with lock(folder.folder / ".train.lock", "intra-distillation train") as held:
+    with lock(folder.folder / ".train.lock", "the run folder") as held:
         return _train(args, folder, recipe, data, settings, held)
 
 
@@ -73,12 +74,20 @@ def _train(
     args: argparse.Namespace, folder: RunFolder, recipe: Recipe, data: PreparedData, settings: dict, held: Held
 ) -> int:
     flags: list[str] = args.after_dashes
-    limit = launch.max_update(launch.as_flags(settings["options"]) + flags)
+    options = launch.as_flags(settings["options"])
+    limit = launch.max_update(options + flags)
     old = folder.read() or {}
-    if folder.finished.exists() or logs.read_log(folder.log).complete(limit):
+    saves = not any(launch.has_flag(options + flags, flag) for flag in ("no-save", "no-last-checkpoints"))
+    lost = saves and not folder.last_checkpoint.exists()
+    if folder.finished.exists() or (not lost and logs.read_log(folder.log).complete(limit)):
         # Nothing will be computed, so what `auto` would mean on this machine does not matter (nor wait for torch).
         settings["precision"] = old["settings"]["precision"] if old and args.precision == "auto" else args.precision
         folder.admit(settings)
+        if lost:
+            raise UserError(
+                f"the run in '{folder.folder}' has finished, but its {folder.last_checkpoint.name} is gone: delete "
+                f"'{folder.finished}' to train it again, or choose another --save-dir"
+            )
         _note_evaluation(folder, recipe)
         _finish(folder, limit)
         print(f"already finished, nothing to do: {folder.folder}", file=sys.stderr)
@@ -86,12 +95,14 @@ def _train(
 
     device = devices.probe()
     launch.check_processes(flags, device["devices"])
-    settings["precision"] = launch.choose_precision(args.precision, device["devices"], flags)
+    settings["precision"] = launch.choose_precision(args.precision, device["devices"], options + flags)
     folder.admit(settings)
     command = _command(args, folder, data, settings["options"], settings["precision"], device["devices"])
     folder.remove_leftovers()
     if not folder.checkpoints():
         folder.log.unlink(missing_ok=True)  # of an attempt that left nothing to go on from
+        if note := launch.batch_note(options, flags, device["devices"]):
+            print(f"note: {note}", file=sys.stderr)
     folder.write_record(
         {
             "settings": settings,
@@ -178,7 +189,7 @@ def _train_other_rank(args: argparse.Namespace, folder: RunFolder, data: Prepare
         return 0
     gpus = devices.probe()["devices"]
     launch.check_processes(args.after_dashes, gpus)
-    precision = launch.choose_precision(args.precision, gpus, args.after_dashes)
+    precision = launch.choose_precision(args.precision, gpus, launch.as_flags(options) + args.after_dashes)
     command = _command(args, folder, data, options, precision, gpus)
     folder.folder.mkdir(parents=True, exist_ok=True)
     log = folder.folder / f"train.rank{rank}.log"

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from intra_distillation_fairseq.corpus.parallel import die_with_parent
+from intra_distillation_fairseq.corpus.workers import die_with_parent
 from intra_distillation_fairseq.errors import UserError
 
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQ")  # magic, version, code of the tokens' type, number of sentences
 # code in the index -> bytes of one token
 _TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8}
 
@@ -87,13 +88,25 @@ def check_binarised(destination: Path, languages: tuple[str, str], lines: dict[s
                 raise UserError(f"'{stem}.bin' has '{actual}' bytes, its index says {data_bytes}: {again}")
 
 
+def index_header(path: Path) -> tuple[int, int] | None:
+    """Code of the tokens' type, and number of sentences, of a fairseq .idx file; None where it is of another format."""
+    with open(path, "rb") as stream:
+        head = stream.read(_HEADER.size)
+    if len(head) < _HEADER.size or not head.startswith(_INDEX_MAGIC):
+        return None
+    _, _, code, sentences = _HEADER.unpack(head)
+    return code, sentences
+
+
 def _read_index(path: Path) -> tuple[int, int]:
     """Number of sentences, and bytes of all their tokens, by the index of a fairseq memory-mapped data set."""
-    if not path.exists():
+    header = index_header(path) if path.exists() else None
+    if header is None or header[0] not in _TOKEN_BYTES:
         return 0, 0
+    code, sentences = header
     with open(path, "rb") as stream:
-        magic, _, code, sentences = struct.unpack("<9sQBQ", stream.read(26))
+        stream.seek(_HEADER.size)
         sizes = stream.read(4 * sentences)
-    if magic != _INDEX_MAGIC or code not in _TOKEN_BYTES or len(sizes) != 4 * sentences:
+    if len(sizes) != 4 * sentences:
         return 0, 0
     return sentences, _TOKEN_BYTES[code] * sum(struct.unpack(f"<{sentences}i", sizes))

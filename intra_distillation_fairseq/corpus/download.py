@@ -16,8 +16,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from intra_distillation_fairseq.corpus.stages import FileDigests, read_json, write_json
+from intra_distillation_fairseq.corpus.stages import FileDigests
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.files import read_json, write_json, write_text
 
 # Copies of WIT3's 2014-01.tgz, tried in order: FBK's own, then that of the authors of the published script. The first
 # address of each answers without the page that asks whether to go on although the file is too large for a virus scan.
@@ -79,9 +80,7 @@ def fetch(
                 f"'{record.name}' beside it to accept the new one"
             )
         return
-    temporary = record.with_name(f".{record.name}.{os.getpid()}")
-    temporary.write_text(f"{actual}  {path.name}\n", encoding="utf-8")
-    os.replace(temporary, record)
+    write_text(record, f"{actual}  {path.name}\n")
     say(f"SHA-256 of {path.name}, recorded in {record.name}: {actual}")
 
 

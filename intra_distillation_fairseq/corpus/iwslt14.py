@@ -21,8 +21,9 @@ from intra_distillation_fairseq.corpus.pairs import (
     unequal,
 )
 from intra_distillation_fairseq.corpus.pipeline import Options, version
-from intra_distillation_fairseq.corpus.stages import DataFolder, Stage, digests, file_sha256
+from intra_distillation_fairseq.corpus.stages import DataFolder, Stage, digests
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.files import file_sha256
 
 TARGET = "en"
 _MAX_WORDS = 175

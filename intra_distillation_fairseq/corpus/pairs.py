@@ -12,8 +12,8 @@ from typing import Any
 
 from intra_distillation_fairseq.corpus.clean import count_lines, is_empty, keep_pair, read_lines, single_spaces
 from intra_distillation_fairseq.corpus.moses import Moses, lowercase
-from intra_distillation_fairseq.corpus.parallel import Pair, map_pairs
 from intra_distillation_fairseq.corpus.wit3 import unescape
+from intra_distillation_fairseq.corpus.workers import Pair, map_pairs
 from intra_distillation_fairseq.errors import UserError
 
 

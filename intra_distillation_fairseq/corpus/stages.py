@@ -6,104 +6,22 @@ still fits its files is skipped, so a run killed anywhere goes on, and a changed
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.files import fingerprint, read_json, unchanged, write_json
 
 _TEMPORARY = ".making-"
 # Raise it with a change of this code that changes the bytes of any stage: older stamps then no longer fit.
 _CODE_VERSION = 1
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; None where the file is missing or broken, which for a stamp both mean: do it again."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_sha256(path)}
-
-
-def _unchanged(path: Path, known: dict[str, Any]) -> bool:
-    """Tell whether a file still has the bytes of its fingerprint; they are read only where its time has changed."""
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    if status.st_size != known["bytes"]:
-        return False
-    return status.st_mtime_ns == known["mtime_ns"] or file_sha256(path) == known["sha256"]
-
-
-@contextmanager
-def lock(path: Path, what: str, say_waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold an exclusive lock while the body runs; the system frees it however the process ends.
-
-    Args:
-        path: the lock file; its folder is made.
-        what: what is locked, for the message.
-        say_waiting: prints one line and waits where another process holds the lock. None: do not wait.
-
-    Raises:
-        UserError: another process holds the lock; the message says which.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(
-            f"{what} '{path.parent}' cannot be written ({error.strerror}): give another folder, or free this one"
-        ) from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            used = f"{what} '{path.parent}' is in use by {stream.read().strip() or 'another process'}"
-            if say_waiting is None:
-                raise UserError(f"{used}: wait for it, or stop it first") from None
-            say_waiting(f"{used}: waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.seek(0)
-        stream.truncate()
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
-        try:
-            yield
-        finally:
-            stream.seek(0)
-            stream.truncate()
 
 
 class FileDigests:
@@ -119,7 +37,7 @@ class FileDigests:
         status = path.stat()
         known = self._known.get(name)
         if not known or (known["bytes"], known["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
-            self._known[name] = known = _fingerprint(path)
+            self._known[name] = known = fingerprint(path)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._path, self._known)
         return known["sha256"]
@@ -149,21 +67,29 @@ class Stage:
 
 @dataclass
 class DataFolder:
-    """A folder in which stages put their outputs. Use it under `lock`.
+    """A folder in which stages put their outputs. Use it under a lock.
 
     Attributes:
         path: the folder.
+        names: what the stages (and the manifest) put into it: names of files and folders.
+        inputs: the user's files that the stages read.
         force: make every stage again.
         say: prints one line of progress.
         done: names of the stages that this run made (and did not find made).
+
+    Raises:
+        UserError: an input lies in an output, or one of the names is taken by something that no stage made.
     """
 
     path: Path
+    names: tuple[str, ...]
+    inputs: tuple[Path, ...] = ()
     force: bool = False
     say: Callable[[str], None] = print
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._check_nothing_is_lost()
         (self.path / "stages").mkdir(parents=True, exist_ok=True)
         for left_over in self.path.glob(_TEMPORARY + "*"):  # of a run that was killed
             shutil.rmtree(left_over)
@@ -183,8 +109,9 @@ class DataFolder:
         try:
             report = stage.make(temporary)
             files = sorted(p for p in temporary.rglob("*") if p.is_file())
-            outputs = {p.relative_to(temporary).as_posix(): _fingerprint(p) for p in files}
-            stamp_path.unlink(missing_ok=True)
+            outputs = {p.relative_to(temporary).as_posix(): fingerprint(p) for p in files}
+            # A stamp without a key fits nothing, but says whose the outputs are if this run is killed from here on.
+            write_json(stamp_path, {"stage": stage.name, "key": None, "outputs": outputs})
             for entry in sorted(temporary.iterdir()):
                 self._publish(entry)
         finally:
@@ -201,11 +128,31 @@ class DataFolder:
         self.done.append(stage.name)
         return stamp
 
+    def _check_nothing_is_lost(self) -> None:
+        """Publishing replaces whole folders, so what the user has put there must not be in the way."""
+        for path in self.inputs:
+            for name in self.names:
+                if path.resolve().is_relative_to((self.path / name).resolve()):
+                    raise UserError(
+                        f"the input '{path}' lies in '{self.path / name}', which is made anew: give another --out, or "
+                        "move the input"
+                    )
+        stamps = [read_json(path) for path in (self.path / "stages").glob("*.json")]
+        made = {Path(name).parts[0] for stamp in stamps if isinstance(stamp, dict) for name in stamp.get("outputs", ())}
+        if made:
+            made.add("manifest.json")  # written after the stages, without a stamp
+        for name in self.names:
+            if name not in made and os.path.lexists(self.path / name):
+                raise UserError(
+                    f"'{self.path / name}' is there and no stamp in '{self.path / 'stages'}' says that it was made "
+                    "here: give another --out, or move it away"
+                )
+
     def _intact(self, stamp: dict[str, Any]) -> bool:
-        return all(_unchanged(self.path / name, known) for name, known in stamp["outputs"].items())
+        return all(unchanged(self.path / name, known) for name, known in stamp["outputs"].items())
 
     def _publish(self, entry: Path) -> None:
-        """Move a finished file or folder to its place; what was there goes away as a whole."""
+        """Move a finished file or folder to its place; what an earlier run put there goes away as a whole."""
         place = self.path / entry.name
         if place.is_dir():
             # A folder cannot be replaced in one step: the old one steps aside first, and goes with the temporary one.

@@ -82,7 +82,7 @@ def extract_pair(archive: Path, lang: str, folder: Path) -> list[str]:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"cannot read the archive '{archive}' ({error.strerror}): check the path") from None
         raise UserError(
-            f"'{archive}' is not a whole gzip-compressed tar archive ({error}): delete it and get it again"
+            f"'{archive}' is not a whole gzip-compressed tar archive ({error}): check the path, or get it again"
         ) from None
     missing = [f"train.tags.{pair}.{side}" for side in (lang, "en") if f"train.tags.{pair}.{side}" not in written]
     if missing:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intra_distillation_fairseq.corpus.stages import read_json
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.experiments.prepared import PreparedData, read_lines
+from intra_distillation_fairseq.experiments.prepared import PreparedData, raw_lines
 from intra_distillation_fairseq.experiments.recipes import Evaluation
 from intra_distillation_fairseq.experiments.runs import RunFolder
 from intra_distillation_fairseq.experiments.scores import score
+from intra_distillation_fairseq.files import read_json
 
 _HEADER = ("method", "BLEU", "chrF", "valid loss", "updates", "seconds", "files")
 
@@ -54,10 +54,10 @@ def baselines(data: PreparedData, evaluation: Evaluation) -> list[dict[str, Any]
         Rows as those of `run_result`, without losses and times.
     """
     raw = data.folder / "raw"
-    references = read_lines(data.references)
-    sources = read_lines(raw / f"test.{data.source_lang}")
+    references = raw_lines(data.references)
+    sources = raw_lines(raw / f"test.{data.source_lang}")
     # Of equally frequent sentences the first one in the text: Counter keeps their order.
-    frequent = Counter(read_lines(raw / f"train.{data.target_lang}")).most_common(1)[0][0]
+    frequent = Counter(raw_lines(raw / f"train.{data.target_lang}")).most_common(1)[0][0]
     answers = {"(copy the source)": sources, "(most frequent sentence)": [frequent] * len(references)}
     return [
         {

@@ -13,6 +13,7 @@ from intra_distillation_fairseq.experiments.recipes import OPTIONS_OF_TRAIN, as_
 TASK = "translation_intra_distillation"
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 USER_DIR = Path(__file__).resolve().parents[1]
+_PRECISION_FLAGS = ("amp", "memory-efficient-fp16", "memory-efficient-bf16")
 # How the processes of one run find each other: differs from process to process and from launch to launch.
 _RENDEZVOUS = ("distributed-rank", "distributed-init-method", "distributed-port", "device-id", "local_rank")
 
@@ -26,6 +27,11 @@ def last_value(words: list[str], option: str) -> str | None:
         elif word.startswith(f"--{option}="):
             value = word.partition("=")[2]
     return value
+
+
+def has_flag(words: list[str], option: str) -> bool:
+    """Whether a bare flag is given, perhaps shortened: argparse takes any unambiguous beginning of it for the flag."""
+    return any(word.startswith("--") and len(word) > 4 and f"--{option}".startswith(word) for word in words)
 
 
 def max_update(words: list[str]) -> int:
@@ -72,18 +78,50 @@ def lasting_flags(flags: list[str]) -> list[str]:
     return kept
 
 
-def choose_precision(asked: str, devices: list[str], flags: list[str]) -> str:
+def choose_precision(asked: str, devices: list[str], words: list[str]) -> str:
     """Turn `auto` into float16 on a GPU (as published) and float32 on a CPU.
 
+    Args:
+        asked: --precision of train.sh.
+        devices: the GPUs.
+        words: the recipe's options and the flags after `--`. One of fairseq's own flags of mixed precision among them
+            decides alone: `auto` then means fp32, which adds none.
     Raises:
-        UserError: float16 without a GPU.
+        UserError: float16 without a GPU, two precisions at once, or --tpu.
     """
-    gpu = bool(devices) and "--cpu" not in flags
+    if has_flag(words, "tpu"):
+        raise UserError("'--tpu' cannot be given to train.sh, which trains on GPUs and CPUs only: leave it out")
+    other = next((flag for flag in _PRECISION_FLAGS if has_flag(words, flag)), None)
+    if other and asked in ("fp16", "bf16"):
+        raise UserError(f"--precision '{asked}' and '--{other}' contradict each other: leave one of them out")
+    gpu = bool(devices) and "--cpu" not in words
     if asked == "auto":
-        return "fp16" if gpu else "fp32"
+        return "fp16" if gpu and not other else "fp32"
     if asked == "fp16" and not gpu:
         raise UserError("--precision 'fp16' needs a GPU, and there is none: use auto, fp32 or bf16")
     return asked
+
+
+def batch_note(options: list[str], flags: list[str], devices: list[str]) -> str | None:
+    """What to give for the recipe's batch on several GPUs, each of which takes max-tokens for itself.
+
+    Args:
+        options: the recipe's options, as words.
+        flags: what the user gave after `--`.
+        devices: the GPUs.
+    Returns:
+        One line; None with one GPU, or where the user has decided.
+    """
+    decided = ("distributed-world-size", "max-tokens", "update-freq")
+    if len(devices) < 2 or "--cpu" in options + flags or any(last_value(flags, name) is not None for name in decided):
+        return None
+    tokens = last_value(options, "max-tokens") or ""
+    if not tokens.isdigit() or last_value(options, "distributed-world-size") is not None:
+        return None
+    return (
+        f"each of the {len(devices)} GPUs takes max-tokens {tokens}, so a batch is {len(devices)} times the recipe's: "
+        f"-- --max-tokens {int(tokens) // len(devices)} keeps the recipe's batch"
+    )
 
 
 def check_processes(flags: list[str], devices: list[str]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import datetime
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from intra_distillation_fairseq.files import replacing
 
 # Written by train.sh before each launch, in the shape of fairseq's own lines.
 LAUNCH_TAG = "intra_distillation.train"
@@ -179,12 +180,10 @@ def read_curves(path: Path) -> list[dict[str, Any]]:
 
 def write_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Write rows as CSV, whole or not at all; an empty cell where the log does not say."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8", newline="") as handle:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
         writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def _number(value: Any) -> float | None:

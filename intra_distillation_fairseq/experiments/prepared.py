@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from intra_distillation_fairseq.corpus.binarise import index_header
 from intra_distillation_fairseq.errors import UserError
 
 _HOW = "make it with scripts/prepare_iwslt14.sh or scripts/prepare_parallel.sh"
-_MMAP_MAGIC = b"MMIDIDX\x00\x00"  # first bytes of fairseq's .idx files
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,12 @@ def open_prepared(folder: Path, splits: tuple[str, ...]) -> PreparedData:
 
 def count_binarised(data: PreparedData, split: str) -> int | None:
     """Sentences in a binarised split, or None where the file is not of fairseq's default (mmap) format."""
-    head = (data.bin / f"{split}.{data.pair}.{data.source_lang}.idx").read_bytes()[:26]
-    if not head.startswith(_MMAP_MAGIC) or len(head) < 26:
-        return None
-    return struct.unpack("<Q", head[18:26])[0]  # after magic (9), version (8) and type code (1)
+    header = index_header(data.bin / f"{split}.{data.pair}.{data.source_lang}.idx")
+    return header and header[1]
 
 
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text, split at "\\n" only: other separators of Unicode belong to the text.
+def raw_lines(path: Path) -> list[str]:
+    """Lines of a text in raw/ as they are, split at "\\n" only: other separators of Unicode belong to the text.
 
     Raises:
         UserError: the file is missing or not UTF-8.

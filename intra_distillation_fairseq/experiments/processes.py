@@ -15,14 +15,15 @@ from pathlib import Path
 from intra_distillation_fairseq.errors import UserError
 
 POLL_SECONDS = 0.2
-# Warnings that fairseq raises on today's PyTorch whatever one does (docs/fairseq.md). Each line: start of the message,
-# category and module, in Python's own format for PYTHONWARNINGS; nothing else is hidden.
+# Warnings that fairseq raises on today's PyTorch and hydra whatever one does. Each line: start of the message, category
+# and module, in Python's own format for PYTHONWARNINGS; nothing else is hidden.
 HARMLESS_WARNINGS = (
     "ignore:'pin_memory' argument is set as true:UserWarning",
     "ignore:`torch.cuda.amp.autocast(args...)` is deprecated:FutureWarning",
     "ignore:`torch.cuda.amp.GradScaler(args...)` is deprecated:FutureWarning",
     "ignore:Support for mismatched key_padding_mask:UserWarning",
-    # Those of hydra begin with a line break, which this format cannot name: the modules they come from.
+    # Messages of hydra begin with a line break or hold a colon, neither of which this format can name. So these lines
+    # hide every UserWarning of a module; "sys" is where Python puts those it cannot trace to a module.
     "ignore::UserWarning:hydra.experimental.initialize",
     "ignore::UserWarning:hydra.experimental.compose",
     "ignore::UserWarning:hydra.core.default_element",

@@ -32,7 +32,7 @@ _METHOD = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a test set is translated and scored; the defaults are those of the IWSLT'14 recipe (method.md A9).
+    """How a test set is translated and scored; the defaults are those of the authors' published script.
 
     Attributes:
         beam: hypotheses kept by the beam search.

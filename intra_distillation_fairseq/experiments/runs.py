@@ -1,23 +1,19 @@
-"""The run folder: what was run in it, with what, whether it has finished, and who works in it now."""
+"""The run folder: what was run in it, with what, and whether it has finished."""
 
 from __future__ import annotations
 
 import datetime
-import fcntl
 import importlib.metadata
 import os
 import platform
 import re
 import shlex
-import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from intra_distillation_fairseq.corpus.stages import read_json, write_json
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.files import read_json, write_json, write_text
 
 FORMAT = 1
 # What decides the numbers of a run, and how to name it to the user. Not the evaluation: it may change afterwards.
@@ -48,6 +44,7 @@ class RunFolder:
         self.command = self.folder / "command.sh"
         self.log = self.folder / "train.log"
         self.curves = self.folder / "curves.csv"
+        self.last_checkpoint = self.folder / "checkpoint_last.pt"
 
     def read(self) -> dict[str, Any] | None:
         """run.json, or None in a folder where no run was started.
@@ -75,22 +72,27 @@ class RunFolder:
         ]
         return [path for _, path in sorted(numbered, reverse=True)]
 
+    def _of_another_origin(self) -> Path | None:
+        """A file with the name of one of ours in a folder without run.json, which train.sh writes before any other."""
+        ours = [self.finished, self.environment, self.command, self.log, self.curves, *self.checkpoints()]
+        return next((path for path in ours if path.exists()), None) if not self.record.exists() else None
+
     def admit(self, settings: dict[str, Any]) -> None:
         """Check that a run with these settings may start or go on here.
 
         A folder without a checkpoint has nothing to lose, so there a corrected command may replace a failed one.
 
         Raises:
-            UserError: the folder holds a run with other settings (all are named), or checkpoints of unknown origin.
+            UserError: the folder holds a run with other settings (all are named), or files of unknown origin.
         """
         old = self.read()
-        if not self.checkpoints():
-            return
-        if old is None:
+        if foreign := self._of_another_origin():
             raise UserError(
-                f"'{self.folder}' holds checkpoints but no run.json, so it was not made by train.sh: "
-                "choose another --save-dir, or continue it with fairseq-train itself"
+                f"'{self.folder}' holds '{foreign.name}' but no run.json, so it was not made by train.sh, which would "
+                "replace that file: choose another --save-dir"
             )
+        if old is None or not self.checkpoints():
+            return
         differences = [
             difference
             for key, name in SETTINGS.items()
@@ -128,10 +130,7 @@ class RunFolder:
             "# Once the run has finished, this would train on by one update: use train.sh, which does not.\n"
             f"{exports}exec " + " \\\n".join(lines) + "\n"
         )
-        temporary = self.command.with_name(f".{self.command.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.chmod(0o755)
-        os.replace(temporary, self.command)
+        write_text(self.command, text, mode=0o755)
 
     def add_environment(self, device: dict[str, Any]) -> list[str]:
         """Add this launch to environment.json.
@@ -170,58 +169,6 @@ def environment() -> dict[str, Any]:
     facts["intra-distillation-fairseq"] = _version("intra-distillation-fairseq")
     facts["git_commit"] = _git_commit(Path(__file__).resolve().parents[2])
     return facts
-
-
-class Held:
-    """A lock that this process holds.
-
-    Args:
-        file: the open lock file.
-    """
-
-    def __init__(self, file: TextIO):
-        self._file = file
-
-    def fileno(self) -> int:
-        """For `pass_fds`: a child that inherits it holds the lock as well."""
-        return self._file.fileno()
-
-    def tell(self, who: str) -> None:
-        """Name the holder, for whoever is kept out."""
-        self._file.truncate(0)
-        self._file.write(f"{who} on {socket.gethostname()}\n")
-        self._file.flush()
-
-
-@contextmanager
-def lock(path: Path, what: str) -> Iterator[Held]:
-    """Hold a folder for one process.
-
-    The lock goes with the open file, so a child that inherits it holds it too: where train.sh is killed and
-    fairseq-train lives on, a second run is still kept out.
-
-    Args:
-        path: the lock file.
-        what: what the holder does, for the message of the one kept out.
-    Yields:
-        The lock, for a child to inherit.
-    Raises:
-        UserError: another process holds it; says which.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            raise UserError(f"'{path.parent}' is in use by {holder}: wait for it, or stop it") from None
-        held = Held(handle)
-        held.tell(f"{what} (process {os.getpid()})")
-        try:
-            yield held
-        finally:
-            handle.truncate(0)
 
 
 def _difference(name: str, old: Any, new: Any) -> str | None:

@@ -14,7 +14,7 @@ def score(hypotheses: list[str], references: list[str], *, lowercase: bool, toke
         hypotheses: detokenised translations, in the order of the references.
         references: one reference each.
         lowercase: lower-case both first. The published IWSLT'14 scores are those of lower-cased text, scored by
-            `sacrebleu -b -w 2` (method.md A9), whose signature therefore says case:mixed.
+            `sacrebleu -b -w 2` in the authors' script, whose signature therefore says case:mixed.
         tokenize: sacrebleu's tokeniser for BLEU.
     Returns:
         bleu, bleu_signature, chrf, chrf_signature, sentences.
@@ -32,7 +32,7 @@ def score(hypotheses: list[str], references: list[str], *, lowercase: bool, toke
 
     if lowercase:
         hypotheses, references = [text.lower() for text in hypotheses], [text.lower() for text in references]
-    # force: IWSLT'14 has already tokenised references (data.md B.4), which sacrebleu would warn about every time.
+    # force: part of IWSLT'14's references comes tokenised (docs/data.md), which sacrebleu would warn about every time.
     bleu, chrf = BLEU(tokenize=tokenize, force=True), CHRF()
     values = {name: metric.corpus_score(hypotheses, [references]) for name, metric in (("bleu", bleu), ("chrf", chrf))}
     return {

@@ -192,6 +192,25 @@ def test_archive_that_is_not_there(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_archive_that_is_none(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    done = prepare("--langs", "de", "--archive", tmp_path / "README.md", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    start = f"error: '{tmp_path}/README.md' is not a whole gzip-compressed tar archive ("
+    assert start in done.stderr and done.stderr.endswith("): check the path, or get it again\n")
+
+
+def test_archive_inside_the_folder_is_not_replaced(archive, tmp_path):
+    inside = tmp_path / "de-en" / "orig" / "a.tgz"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(archive.read_bytes())
+    check_error(
+        prepare("--langs", "de", "--archive", inside, "--out", tmp_path),
+        f"the input '{inside}' lies in '{inside.parent}', which is made anew: give another --out, or move the input",
+    )
+    assert checksum(inside) == checksum(archive)
+
+
 def test_language_that_the_archive_lacks(archive, tmp_path):
     check_error(
         prepare("--langs", "nl", "--archive", archive, "--out", tmp_path),
@@ -246,42 +265,60 @@ def test_archive_of_one_pair(tmp_path):
     assert "de-en: clean ..." in done.stderr and (tmp_path / "de-en/raw/train.de").exists()
 
 
-# What the published shell steps with Moses give for the real text: lines of train, valid, test, and the SHA-256 of
-# train.XX + train.en + valid.XX + valid.en + test.XX + test.en.
+# What the published shell steps with Moses give for the real text: lines of train, valid, test.
 REAL = {
-    "de": (6874, 312, 6750, "c929da500f78bc5be3a2913a0f94ec0a3a414d54a631ab39b436863b71fe9bc0"),
-    "ar": (6182, 280, 1012, "360bd41aa2251f047a285559ca51d4dba4608705ad056012a53e76af1d2c329b"),
-    "it": (4608, 209, 1012, "d516e148f13c5718ea153af3aafbf0a16eba6c9375486dcc1b8ed0a32b7e8a83"),
+    "de": (6874, 312, 6750),
+    "ar": (6182, 280, 1012),
+    "es": (4686, 213, 1012),
+    "fa": (4384, 199, 1012),
+    "he": (4295, 195, 1012),
+    "it": (4608, 209, 1012),
+    "nl": (4730, 214, 1012),
+    "pl": (4367, 198, 1012),
+}
+# And the SHA-256 of train.XX + train.en + valid.XX + valid.en + test.XX + test.en.
+REAL_SHA256 = {
+    "de": "c929da500f78bc5be3a2913a0f94ec0a3a414d54a631ab39b436863b71fe9bc0",
+    "ar": "360bd41aa2251f047a285559ca51d4dba4608705ad056012a53e76af1d2c329b",
+    "it": "d516e148f13c5718ea153af3aafbf0a16eba6c9375486dcc1b8ed0a32b7e8a83",
 }
 
 
-@pytest.mark.parametrize("lang", REAL)
-def test_real_text_is_what_the_published_steps_give(lang, shared_data, tmp_path):
-    archive = shared_data / "iwslt14-mini" / "2014-01-8pairs.tgz"
-    if not archive.is_file():
-        pytest.skip(f"'{archive}' is not there")
-    done = prepare("--langs", lang, "--archive", archive, "--out", tmp_path, "--vocab-size", 999999)
-    assert "--vocab-size '999999' is too large" in done.stderr  # only raw/ is wanted here
-    raw = tmp_path / f"{lang}-en" / "raw"
-    digest = hashlib.sha256()
-    counts = []
-    for split in ("train", "valid", "test"):
-        for side in (lang, "en"):
-            digest.update((raw / f"{split}.{side}").read_bytes())
-        counts.append(len(lines_of(raw / f"{split}.en")))
-    assert (*counts, digest.hexdigest()) == REAL[lang]
-
-
-def test_real_archive_end_to_end(shared_data, tmp_path):
-    archive = shared_data / "iwslt14-mini" / "2014-01.tgz"
-    if not archive.is_file():
-        pytest.skip(f"'{archive}' is not there")
-    done = prepare("--langs", "de", "--archive", archive, "--out", tmp_path, "--vocab-size", 12000)
+def test_real_archives_to_binarised_data(shared_data, tmp_path):
+    """Both archives, all pairs, one after the other: raw/ is what the published steps give, bin/ is complete."""
+    both = [shared_data / "iwslt14-mini" / name for name in ("2014-01-8pairs.tgz", "2014-01.tgz")]
+    for archive in both:
+        if not archive.is_file():
+            pytest.skip(f"'{archive}' is not there")
+    flags = ("--jobs", 2, "--out")
+    done = prepare("--archive", both[0], *flags, tmp_path / "8", command=("bash", SCRIPT))
+    assert done.returncode == 0, done.stderr
+    for lang, expected in REAL.items():
+        folder = tmp_path / "8" / f"{lang}-en"
+        counts = []
+        digest = hashlib.sha256()
+        for split in ("train", "valid", "test"):
+            sides = [(folder / "raw" / f"{split}.{side}").read_bytes() for side in (lang, "en")]
+            assert sides[0].count(b"\n") == sides[1].count(b"\n")
+            counts.append(sides[0].count(b"\n"))
+            digest.update(b"".join(sides))
+        assert (lang, *counts) == (lang, *expected)
+        assert digest.hexdigest() == REAL_SHA256.get(lang, digest.hexdigest()), lang
+        bin_files = {
+            f"{split}.{lang}-en.{side}.{ending}"
+            for split in ("train", "valid", "test")
+            for side in (lang, "en")
+            for ending in ("bin", "idx")
+        }
+        assert {path.name for path in (folder / "bin").iterdir()} == {f"dict.{lang}.txt", "dict.en.txt", *bin_files}
+    done = prepare("--archive", both[1], "--langs", "de", *flags, tmp_path / "1", command=("bash", SCRIPT))
     assert done.returncode == 0, done.stderr
     assert "de-en: train 6,874 / valid 312 / test 6,750 lines, 12,001 types in " in done.stdout
     assert (
         "  test: TED.dev2010 887, TEDX.dev2012 1,165, TED.tst2010 1,565, TED.tst2011 1,433, TED.tst2012 1,700\n"
     ) in done.stdout
+    for path in (tmp_path / "8/de-en/bin").iterdir():
+        assert path.read_bytes() == (tmp_path / "1/de-en/bin" / path.name).read_bytes(), path.name
 
 
 def test_command_imports_neither_torch_nor_fairseq(archive, prepared):

@@ -165,16 +165,19 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(prepared, tmp_path):
         done = prepare(prepared, "--out", out, command=(sys.executable, driver, moment, "prepare-parallel"))
         assert done.returncode == -9, (moment, done.stderr)
 
+    def key(stage):
+        return json.loads((out / "stages" / f"{stage}.json").read_text())["key"]
+
     killed("write:50")  # in raw/
-    for number in (1, 2, 3, 4, 3):  # around the renames of raw/, dict.txt and spm/, and before their stamps
+    for number in (1, 2, 3, 3, 3, 6, 3, 4):  # around the renames of raw/, dict.txt and spm/, and of their stamps
         killed(f"rename:{number}")
-    assert (out / "spm").exists() and not (out / "stages/subwords.json").exists()
+    assert (out / "spm").exists() and not key("subwords")
     killed("write:150")  # in pieces/
-    killed("rename:2")
-    assert (out / "pieces").exists() and not (out / "stages/encode.json").exists()
+    killed("rename:3")
+    assert (out / "pieces").exists() and not key("encode")
     killed("binarise:1")
-    killed("rename:2")
-    assert (out / "bin").exists() and not (out / "stages/binarise.json").exists()
+    killed("rename:3")
+    assert (out / "bin").exists() and not key("binarise")
     done = prepare(prepared, "--out", out)
     assert done.returncode == 0, done.stderr
     assert tree(out) == tree(prepared / "out")
@@ -324,6 +327,32 @@ def test_locked_folder(text):
             prepare(text),
             f"the data folder '{text}/out' is in use by process 4711 on elsewhere: wait for it, or stop it first",
         )
+
+
+@pytest.mark.parametrize("name", ["raw", "spm", "dict.txt", "pieces", "bin", "manifest.json"])
+def test_what_the_user_has_in_the_folder_is_not_replaced(text, name):
+    (text / "out" / name).mkdir(parents=True)
+    (text / "out" / name / "mine").write_text("")
+    check_error(
+        prepare(text),
+        f"'{text}/out/{name}' is there and no stamp in '{text}/out/stages' says that it was made here: give another "
+        "--out, or move it away",
+    )
+    assert sorted(p.name for p in (text / "out").rglob("*")) == sorted([".lock", name, "mine"])
+
+
+def test_text_inside_the_folder_is_not_replaced(text):
+    raw = text / "mine" / "raw"
+    raw.mkdir(parents=True)
+    write_text(raw)
+    (raw / "README").write_text("mine")
+    before = tree(raw)
+    done = prepare(raw, "--out", text / "mine", "--lowercase")
+    check_error(
+        done,
+        f"the input '{raw}/train.de' lies in '{raw}', which is made anew: give another --out, or move the input",
+    )
+    assert tree(raw) == before
 
 
 def test_failure_of_fairseq_shows_its_log(text, tmp_path):

@@ -18,7 +18,7 @@ import torch
 from fairseq_commands import command
 
 from intra_distillation_fairseq import checkpoints
-from intra_distillation_fairseq.cli import evaluate, main
+from intra_distillation_fairseq.cli import evaluate, main, train
 from intra_distillation_fairseq.experiments import logs
 
 SCRIPTS = Path(main.__file__).resolve().parents[2] / "scripts"
@@ -177,6 +177,64 @@ def test_finished_is_seen_even_if_nobody_could_note_it(prepared, config, run_cop
     assert (status, "already finished" in said) == (0, True)
     assert (run_copy / "checkpoint_last.pt").read_bytes() == checkpoint
     assert json.loads((run_copy / "finished.json").read_text())["updates"] == UPDATES
+
+
+def test_a_finished_run_without_its_checkpoints_says_how_to_train_again(
+    prepared, config, run_copy, capsys, monkeypatch
+):
+    for path in run_copy.glob("checkpoint*.pt"):
+        path.unlink()
+    before = digests(run_copy)
+    status, said = here(capsys, "train", *arguments(prepared, config, run_copy))
+    assert (status, digests(run_copy)) == (2, before)
+    assert f"has finished, but its checkpoint_last.pt is gone: delete '{run_copy}/finished.json' to train it" in said
+    assert said.count("\n") == 1
+
+    (run_copy / "finished.json").unlink()  # as it was told
+    launched = []
+    monkeypatch.setattr(train, "_launch", lambda *args: launched.append(args) or 0)
+    assert here(capsys, "train", *arguments(prepared, config, run_copy))[0] == 0
+    assert len(launched) == 1
+
+
+def test_a_finished_run_that_was_to_save_nothing_is_left_as_it_is(prepared, config, run_copy, capsys):
+    record = json.loads((run_copy / "run.json").read_text())
+    record["settings"]["flags"] = ["--no-save"]
+    (run_copy / "run.json").write_text(json.dumps(record))
+    for path in run_copy.glob("checkpoint*.pt"):
+        path.unlink()
+    status, said = here(capsys, "train", *arguments(prepared, config, run_copy, "--", "--no-save"))
+    assert (status, "already finished" in said) == (0, True)
+
+
+def test_a_foreign_folder_is_not_written_into(prepared, config, tmp_path, capsys):
+    (tmp_path / "train.log").write_text("of another program\n")
+    status, said = here(capsys, "train", *arguments(prepared, config, tmp_path))
+    assert status == 2
+    assert f"'{tmp_path}' holds 'train.log' but no run.json, so it was not made by train.sh" in said
+    assert (tmp_path / "train.log").read_text() == "of another program\n"
+    assert not (tmp_path / "command.sh").exists()
+
+
+@pytest.mark.parametrize("in_recipe", [False, True])
+def test_a_precision_flag_and_several_gpus(prepared, config, tmp_path, capsys, monkeypatch, in_recipe):
+    other, folder = tmp_path / "other.yaml", tmp_path / "run"
+    text = config.read_text(encoding="utf-8")
+    other.write_text(text.replace("train:\n", "train:\n  amp: true\n") if in_recipe else text, encoding="utf-8")
+    flags = [] if in_recipe else ["--", "--amp"]
+    found = {"devices": ["a GPU", "a GPU"], "cuda": "13", "threads": 1}
+    monkeypatch.setattr(train.devices, "probe", lambda: found)
+    monkeypatch.setattr(train, "_launch", lambda *args: 0)
+    status, said = here(capsys, "train", *arguments(prepared, other, folder, *flags))
+    assert (status, said) == (
+        0,
+        "note: each of the 2 GPUs takes max-tokens 200, so a batch is 2 times the recipe's: "
+        "-- --max-tokens 100 keeps the recipe's batch\n",
+    )
+    settings = json.loads((folder / "run.json").read_text())["settings"]
+    assert (settings["precision"], settings["flags"]) == ("fp32", flags[1:])
+    command_text = (folder / "command.sh").read_text(encoding="utf-8")
+    assert "--amp" in command_text and "--fp16" not in command_text
 
 
 def test_a_changed_evaluate_section_is_taken_over_without_training(prepared, config, run_copy, tmp_path, capsys):
@@ -344,6 +402,12 @@ def test_a_finished_evaluation_is_not_repeated(evaluated, trained, capsys):
     status, said = here(capsys, "evaluate", trained)
     assert (status, said) == (0, "already evaluated, nothing to do (--force does it again)\n")
     assert digests(evaluated[0]) == before
+
+
+def test_the_score_is_named_by_the_path_the_user_gave(evaluated, trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    assert main.main(["evaluate", trained.name]) == 0
+    assert capsys.readouterr().out.endswith(f" s -> {trained.name}/eval/best/score.json\n")
 
 
 def test_average_of_the_newest_epochs(run_copy):

@@ -14,6 +14,7 @@ NAME = PACKAGE.name
 
 # What the files of a folder (or a single file) must not import, directly.
 FORBIDDEN = {
+    "files.py": {"torch", "fairseq", "numpy", f"{NAME}.corpus", f"{NAME}.experiments", f"{NAME}.cli"},
     "schedule.py": {"torch", "fairseq", f"{NAME}.losses", f"{NAME}.passes", f"{NAME}.criterions", f"{NAME}.tasks"},
     "losses": {"fairseq", f"{NAME}.passes", f"{NAME}.criterions", f"{NAME}.tasks", f"{NAME}.cli"},
     "passes.py": {"fairseq", f"{NAME}.criterions", f"{NAME}.tasks", f"{NAME}.cli"},

@@ -1,6 +1,7 @@
 """Averaging of checkpoints, and reading them safely."""
 
 import argparse
+import logging
 
 import pytest
 import torch
@@ -99,8 +100,11 @@ def test_files_that_are_no_checkpoints_are_refused(three, tmp_path):
         checkpoints.load(tmp_path / "missing.pt")
     cut = tmp_path / "cut.pt"
     cut.write_bytes(three[1][0].read_bytes()[:900])
-    with pytest.raises(UserError, match="'.*cut.pt' cannot be read .*: it is cut off or not made by fairseq"):
+    with pytest.raises(UserError, match="checkpoint '.*cut.pt' is not a whole file .*: take another one"):
         checkpoints.load(cut)
+    (tmp_path / "text.pt").write_text("a text, and no checkpoint\n" * 9)
+    with pytest.raises(UserError, match=r"'.*text.pt' cannot be read \(\w+Error: .*\): is it made by fairseq\?$"):
+        checkpoints.load(tmp_path / "text.pt")
     torch.save({"weights": 1}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="is not a fairseq checkpoint: it has no 'model'"):
         checkpoints.load(tmp_path / "other.pt")
@@ -115,6 +119,29 @@ class Intruder:
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
     path = save(tmp_path / "bad.pt", {"w": torch.zeros(1)}, extra=Intruder())
-    with pytest.raises(UserError, match="'.*bad.pt' cannot be read"):
+    with pytest.raises(UserError) as caught:
         checkpoints.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint '{path}' was not loaded: it holds print; allowed are tensors")
+    assert message.isprintable() and "weights_only" not in message  # one line, no colours, none of torch's advice
     assert "not safe" not in capsys.readouterr().out
+
+
+def test_checkpoints_of_the_old_format_are_read(tmp_path):
+    path = tmp_path / "legacy.pt"
+    torch.save({"model": {"w": torch.arange(999)}}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(checkpoints.load(path)["model"]["w"], torch.arange(999))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="legacy.pt' is not a whole file"):
+        checkpoints.load(path)
+
+
+def test_the_callers_logging_stays_as_it_was(three):
+    before = logging.root.manager.disable
+    try:
+        for level in (logging.NOTSET, logging.ERROR):
+            logging.disable(level)
+            checkpoints.load(three[1][0])
+            assert logging.root.manager.disable == level
+    finally:
+        logging.disable(before)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 import intra_distillation_fairseq  # noqa: F401  puts the mends in place
 from intra_distillation_fairseq import compat
+from intra_distillation_fairseq.errors import UserError
 
 
 def unmended(function):
@@ -131,6 +132,34 @@ def test_a_cut_off_checkpoint_is_named(tmp_path, length):
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:length])
     with pytest.raises(pickle.UnpicklingError, match=r"checkpoint '.*cut\.pt' (is not a whole file|was not loaded)"):
         checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "cut.pt"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_a_cut_off_checkpoint_is_no_whole_file_in_either_format(tmp_path, zipped, part):
+    path = tmp_path / "cut.pt"
+    torch.save({"model": {"w": torch.ones(10000)}}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    with pytest.raises(UserError) as caught:
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    assert str(caught.value) == (
+        f"checkpoint '{path}' is not a whole file (cut off while it was written or copied?): take another one "
+        "(to go on training from it: --restore-file)"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: out of memory"), KeyError("cfg"), FileNotFoundError(2, "No such file", "a")]
+)
+def test_errors_that_are_not_the_files_pass_unchanged(tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    torch.save({}, tmp_path / "c.pt")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)) as caught:
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "c.pt"))
+    assert caught.value is error
 
 
 # c10d without a GPU

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import subprocess
-import sys
+import re
+import shutil
 
 import pytest
 
-from intra_distillation_fairseq.corpus.stages import DataFolder, FileDigests, Stage, file_sha256, lock, read_json
+from intra_distillation_fairseq.corpus.stages import DataFolder, FileDigests, Stage
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.files import file_sha256, read_json
 
 
 class Recorder:
@@ -28,7 +28,7 @@ class Recorder:
             (out / "raw" / "b").write_text("b")
             return {"lines": 1}
 
-        folder = DataFolder(self.path, force=force, say=lambda line: None)
+        folder = DataFolder(self.path, ("raw", "manifest.json"), force=force, say=lambda line: None)
         return folder.run(Stage("make", settings or {"x": 1}, inputs or {"in": "0" * 64}, make))
 
 
@@ -51,11 +51,10 @@ def test_made_again_when_something_has_changed(stage, change):
     assert stage.made == 2 and (stage.path / "raw/a").read_text() == "two"
 
 
-@pytest.mark.parametrize("harm", ["edit", "edit with the same size", "delete", "delete the stamp", "break the stamp"])
+@pytest.mark.parametrize("harm", ["edit", "edit with the same size", "delete", "delete all"])
 def test_made_again_when_an_output_is_not_what_it_was(stage, harm):
     stage.run()
     path = stage.path / "raw/a"
-    stamp = stage.path / "stages/make.json"
     if harm == "edit":
         path.write_text("longer than it was")
     elif harm == "edit with the same size":
@@ -63,10 +62,8 @@ def test_made_again_when_an_output_is_not_what_it_was(stage, harm):
         os.utime(path, ns=(1, 1))
     elif harm == "delete":
         path.unlink()
-    elif harm == "delete the stamp":
-        stamp.unlink()
     else:
-        stamp.write_text('{"key": ')
+        shutil.rmtree(path.parent)
     stage.run()
     assert stage.made == 2 and path.read_text() == "one"
 
@@ -101,31 +98,6 @@ def test_left_overs_of_a_killed_run_go(stage):
     assert not list(stage.path.glob(".making*"))
 
 
-def test_lock_names_its_holder(tmp_path):
-    path = tmp_path / "data" / ".lock"
-    with lock(path, "the data folder"):
-        code = (
-            "from pathlib import Path; import sys; sys.argv[0] = 'intra-distillation'\n"
-            "from intra_distillation_fairseq.corpus.stages import lock\n"
-            f"with lock(Path({str(path)!r}), 'the data folder'): pass"
-        )
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert other.returncode == 1
-        assert f"the data folder '{tmp_path / 'data'}' is in use by process {os.getpid()} on " in other.stderr
-        assert "wait for it, or stop it first" in other.stderr
-    with lock(path, "the data folder"), open(path) as stream, pytest.raises(BlockingIOError):
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(UserError, match=r"the data folder '.*file/data' cannot be written \(Not a directory\)"),
-        lock(tmp_path / "file" / "data" / ".lock", "the data folder"),
-    ):
-        pass
-
-
 def test_digests_are_remembered_until_the_file_changes(tmp_path):
     text = tmp_path / "text"
     text.write_text("a")
@@ -138,18 +110,66 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path):
     assert FileDigests(tmp_path / "known.json").sha256(text) == first == file_sha256(text)
 
 
-def test_waiting_for_a_lock_says_so(tmp_path):
-    path, said = tmp_path / "download" / ".lock", []
-    path.parent.mkdir()
-    with open(path, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.write("process 4711 on elsewhere\n")
-        stream.flush()
+def refused(stage, name):
+    message = (
+        f"'{stage.path / name}' is there and no stamp in '{stage.path / 'stages'}' says that it was made here: give "
+        "another --out, or move it away"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        stage.run()
 
-        def say(line):
-            said.append(line)
-            fcntl.flock(stream, fcntl.LOCK_UN)
 
-        with lock(path, "the download folder", say):
-            assert path.read_text().startswith(f"process {os.getpid()} on ")
-    assert said == [f"the download folder '{path.parent}' is in use by process 4711 on elsewhere: waiting for it"]
+def test_what_no_stage_made_is_never_replaced(stage):
+    (stage.path / "raw").mkdir(parents=True)
+    (stage.path / "raw/README").write_text("mine")
+    refused(stage, "raw")
+    assert sorted(p.relative_to(stage.path).as_posix() for p in stage.path.rglob("*")) == ["raw", "raw/README"]
+
+
+def test_a_manifest_of_somebody_else_is_never_replaced(stage):
+    stage.path.mkdir()
+    (stage.path / "manifest.json").write_text("{}")
+    refused(stage, "manifest.json")
+    (stage.path / "manifest.json").unlink()
+    stage.run()
+    (stage.path / "manifest.json").write_text("{}")  # as the pipeline does after its stages
+    stage.run()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"key": "other"}'])
+def test_without_its_stamp_an_output_counts_as_somebody_else_s(stage, content):
+    stage.run()
+    stamp = stage.path / "stages/make.json"
+    stamp.unlink() if content is None else stamp.write_text(content)
+    refused(stage, "raw")
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+def test_a_run_killed_while_it_publishes_goes_on(stage, monkeypatch, renames):
+    """At the stamp before, at the rename, at the stamp after."""
+    real, left = os.replace, [renames]
+
+    def replace(*paths):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        real(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    assert (stage.path / "raw").exists() == (renames == 3)
+    assert stage.run()["outputs"].keys() == {"raw/a", "raw/b"} and stage.made == 2
+
+
+@pytest.mark.parametrize("place", ["raw/text", "raw", "link/text"])
+def test_an_input_that_would_be_replaced_is_refused(tmp_path, place):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "link").symlink_to("raw")
+    message = (
+        f"the input '{tmp_path / place}' lies in '{tmp_path / 'raw'}', which is made anew: give another --out, or move "
+        "the input"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        DataFolder(tmp_path, ("spm", "raw"), inputs=(tmp_path / place,))
+    assert not (tmp_path / "stages").exists()

@@ -101,7 +101,9 @@ def test_damaged_archive(tmp_path, damage):
         inner = tgz({f"de-en/{name}": text for name, text in pair_files("de").items()})
         archive.write_bytes(tgz({"2014-01/texts/de/en/de-en.tgz": inner[: len(inner) // 2]}))
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match=r"a\.tgz' is not a whole gzip-compressed tar archive .*delete it and get it"):
+    with pytest.raises(
+        UserError, match=r"a\.tgz' is not a whole gzip-compressed tar archive .*: check the path, or get it again"
+    ):
         wit3.extract_pair(archive, "de", tmp_path / "out")
 
 

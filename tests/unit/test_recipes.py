@@ -122,7 +122,7 @@ def test_every_config_of_the_repository_is_valid(path):
 
 
 def test_the_published_recipe():
-    """Every hyper-parameter of method.md A1."""
+    """Every hyper-parameter of the paper and of the authors' script; configs/ says which is from where."""
     read = read_recipe(ROOT / "configs" / "iwslt14_transformer_small.yaml")
     published = shlex.split(
         "--id-alpha 5 --id-alpha-schedule adaptive --max-update 50000 --id-num-passes 3 --id-q 10 --id-p 5 "

@@ -1,6 +1,5 @@
 """Run folders, launches and training logs, without training."""
 
-import fcntl
 import json
 import os
 import shlex
@@ -14,8 +13,8 @@ import pytest
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import launch, logs, processes
 from intra_distillation_fairseq.experiments.generation import read_hypotheses
-from intra_distillation_fairseq.experiments.prepared import PreparedData, count_binarised, open_prepared, read_lines
-from intra_distillation_fairseq.experiments.runs import RunFolder, environment, lock
+from intra_distillation_fairseq.experiments.prepared import PreparedData, count_binarised, open_prepared, raw_lines
+from intra_distillation_fairseq.experiments.runs import RunFolder, environment
 
 SETTINGS = {
     "method": "id_x",
@@ -66,9 +65,15 @@ def test_without_a_checkpoint_the_settings_may_be_corrected(tmp_path):
     folder.admit({**SETTINGS, "seed": 2})
 
 
-def test_checkpoints_of_unknown_origin_are_left_alone(tmp_path):
-    (tmp_path / "checkpoint3.pt").touch()
-    with pytest.raises(UserError, match="holds checkpoints but no run.json, so it was not made by train.sh"):
+@pytest.mark.parametrize(
+    "name", ["checkpoint3.pt", "train.log", "command.sh", "environment.json", "curves.csv", "finished.json"]
+)
+def test_files_of_unknown_origin_are_left_alone(tmp_path, name):
+    RunFolder(tmp_path).admit(SETTINGS)
+    (tmp_path / "notes.txt").touch()
+    RunFolder(tmp_path).admit(SETTINGS)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"holds '{name}' but no run.json, so it was not made by train.sh, which would"):
         RunFolder(tmp_path).admit(SETTINGS)
 
 
@@ -107,32 +112,6 @@ def test_environment_keeps_every_launch_and_names_changes(tmp_path):
     launches = json.loads(folder.environment.read_text(encoding="utf-8"))["launches"]
     assert [entry["threads"] for entry in launches] == [1, 2]
     assert launches[0]["torch"] == environment()["torch"] is not None
-
-
-# -- the lock
-
-
-def test_a_second_holder_is_told_who_holds_it(tmp_path):
-    path = tmp_path / "a b" / ".lock"
-    with lock(path, "intra-distillation train"):
-        with pytest.raises(UserError) as caught, lock(path, "another"):
-            pass
-        assert f"in use by intra-distillation train (process {os.getpid()}) on " in str(caught.value)
-    with lock(path, "again"):
-        pass
-
-
-def test_a_child_that_inherits_the_lock_holds_it(tmp_path):
-    with lock(tmp_path / ".lock", "train") as held:
-        child = subprocess.Popen(["sleep", "60"], pass_fds=(held.fileno(),))
-    try:
-        with pytest.raises(UserError, match="is in use by "), lock(tmp_path / ".lock", "again"):
-            pass
-    finally:
-        child.kill()
-        child.wait()
-    with open(tmp_path / ".lock", "a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # -- the command and launches that do not train
@@ -174,6 +153,51 @@ def test_precision():
     assert launch.choose_precision("bf16", [], []) == "bf16"
     with pytest.raises(UserError, match="--precision 'fp16' needs a GPU, and there is none: use auto, fp32 or bf16"):
         launch.choose_precision("fp16", [], [])
+
+
+@pytest.mark.parametrize("flag", ["--amp", "--memory-efficient-fp16", "--memory-efficient-bf16"])
+def test_fairseqs_own_precision_flags_decide_alone(flag):
+    for given in (flag, flag[: max(len(flag) - 3, 5)]):  # argparse takes a shortened one
+        words = ["--lr", "1", given]
+        assert launch.choose_precision("auto", ["a GPU"], words) == "fp32"
+        assert launch.choose_precision("fp32", ["a GPU"], words) == "fp32"
+        for asked in ("fp16", "bf16"):
+            message = f"--precision '{asked}' and '{flag}' contradict each other: leave one of them out"
+            with pytest.raises(UserError, match=message):
+                launch.choose_precision(asked, ["a GPU"], words)
+    assert launch.choose_precision("auto", ["a GPU"], ["--amp-init-scale", "4"]) == "fp16"
+
+
+def test_tpus_are_refused():
+    with pytest.raises(UserError, match="'--tpu' cannot be given to train.sh, which trains on GPUs and CPUs only"):
+        launch.choose_precision("auto", [], ["--tpu"])
+
+
+def test_several_gpus_are_told_how_to_keep_the_batch():
+    options = ["--lr", "1", "--max-tokens", "4096"]
+    note = launch.batch_note(options, [], ["a GPU"] * 4)
+    assert note == (
+        "each of the 4 GPUs takes max-tokens 4096, so a batch is 4 times the recipe's: "
+        "-- --max-tokens 1024 keeps the recipe's batch"
+    )
+    assert launch.batch_note(options, ["--lr", "2"], ["a GPU"] * 4) == note
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "gpus"),
+    [
+        ("--max-tokens 4096", "", 1),
+        ("--max-tokens 4096", "", 0),
+        ("--max-tokens 4096", "--max-tokens 1024", 4),
+        ("--max-tokens 4096", "--update-freq=2", 4),
+        ("--max-tokens 4096", "--distributed-world-size 1", 4),
+        ("--max-tokens 4096 --distributed-world-size 1", "", 4),
+        ("--max-tokens 4096", "--cpu", 4),
+        ("--batch-size 8", "", 4),
+    ],
+)
+def test_no_note_about_the_batch(options, flags, gpus):
+    assert launch.batch_note(options.split(), flags.split(), ["a GPU"] * gpus) is None
 
 
 @pytest.mark.parametrize(
@@ -476,10 +500,10 @@ def test_damaged_manifests_are_refused(prepared, text):
 def test_lines_are_split_at_line_feeds_only(tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes("a\u2028b\r\n\n c\x0b".encode())
-    assert read_lines(path) == ["a\u2028b\r", "", " c\x0b"]
+    assert raw_lines(path) == ["a\u2028b\r", "", " c\x0b"]
     path.write_bytes(b"\xff\n")
     with pytest.raises(UserError, match="t.txt' is not UTF-8"):
-        read_lines(path)
+        raw_lines(path)
 
 
 def test_hypotheses_are_put_in_order(tmp_path):
