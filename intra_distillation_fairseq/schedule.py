@@ -1,4 +1,4 @@
-"""The weight alpha' of the divergence as a function of the update number (paper, Section 3.3, eq. 11-12). No torch."""
+"""The weight alpha' of the divergence as a function of the update number (paper, eq. 11-12). No torch."""
 
 from __future__ import annotations
 

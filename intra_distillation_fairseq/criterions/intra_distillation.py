@@ -1,4 +1,4 @@
-"""`--criterion intra_distillation`: mean cross-entropy of K passes + alpha' times their divergence (paper, eq. 8)."""
+"""`--criterion intra_distillation`: mean cross-entropy of K passes + alpha' times their divergence."""
 
 # No `from __future__ import annotations` here: fairseq reads the types of a configuration's fields when it is imported.
 import logging

@@ -24,7 +24,7 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def x_divergence(lprobs: Sequence[Tensor]) -> Tensor:
-    """X-divergence per token (paper, eq. 9-10): X = 1/K sum_i [KL(p_i || m) + KL(m || p_i)].
+    """X-divergence per token (the paper's choice): X = 1/K sum_i [KL(p_i || m) + KL(m || p_i)].
 
     = 1/K sum_i sum_v (p_i - m) (log p_i - log m). Since sum_i (p_i - m) = 0 for every v, log m may be replaced by any
     quantity that does not depend on i; with mean_i log p_i no logarithm of m is needed and every v's term is a

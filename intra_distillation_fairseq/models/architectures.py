@@ -1,4 +1,4 @@
-"""The two transformers of the paper under its names (Section 4.1): embeddings and output projection are not shared."""
+"""The two transformers of the paper under its names: embeddings and output projection are not shared."""
 
 from __future__ import annotations
 
