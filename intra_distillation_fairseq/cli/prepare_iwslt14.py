@@ -106,5 +106,5 @@ def _compare(lang: str, manifest: dict[str, Any]) -> None:
         return
     got = tuple(manifest["splits"][split]["lines"] for split in ("train", "valid", "test"))
     counts = " / ".join(f"{count:,}" for count in published)
-    verdict = "the same" if got == published else "NOT the same: this is not the text of the full archive"
-    print(f"  published counts for {lang}-{TARGET}: {counts}: {verdict}", flush=True)
+    verdict = "as here" if got == published else "not as here: this archive has another text"
+    print(f"  the published archive gives {counts} lines for {lang}-{TARGET}, {verdict}", flush=True)
