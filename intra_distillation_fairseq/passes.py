@@ -3,7 +3,7 @@
 The passes differ in their dropout masks and in nothing else. Three ways to run them give the same distribution of
 results and differ in cost:
 
-stacked     the batch repeated K times, one forward: fastest on a GPU; K times the activations at once
+stacked     the batch repeated K times, one forward; K times the activations at once
 sequential  K forwards in order: draws the masks that K plain forwards would draw; K times the activations
 recompute   K forwards, each run again during backward: one pass's activations, 4/3 of the computation
 """

@@ -37,7 +37,7 @@ done
 bash "$ROOT/scripts/setup.sh"
 SECONDS=0
 DATA=$OUT/data/de-en
-# One thread each: on matrices this small a second thread waits more than it works, and the two trainings share the cores.
+# One thread each: the two trainings run side by side and share the cores.
 export OMP_NUM_THREADS=1
 
 # both COMMAND...: runs `COMMAND... METHOD` for both methods at once. The slower one has the progress bar, the other one
@@ -57,7 +57,7 @@ both() {
     trap - INT TERM HUP
     [ "$status" -eq 0 ] || exit "$status"
 }
-# The CPU even where there is a GPU: a model this small gains nothing there, and the numbers are the same everywhere.
+# The CPU even where there is a GPU, so that the numbers are alike everywhere.
 train() {
     exec setsid bash "$ROOT/scripts/train.sh" "$DATA" --method "$1" --config "$ROOT/configs/demo.yaml" \
         --save-dir "$OUT/$1" --seed "$SEED" -- --cpu "${FLAGS[@]}"

@@ -65,7 +65,7 @@ def reference(
 
 
 def chunked(*args) -> ConsistencyLoss:
-    """The same with a closed-form gradient over chunks of tokens: less time and far less memory (losses/chunked.py)."""
+    """The same with a closed-form gradient over chunks of tokens, without full-size copies in float32 (losses/chunked.py)."""
     return ConsistencyLoss(*chunked_loss.chunked(*args))
 
 
@@ -73,7 +73,7 @@ BACKENDS: dict[str, Callable[..., ConsistencyLoss]] = {"reference": reference, "
 
 
 def choose(name: str) -> Callable[..., ConsistencyLoss]:
-    """The back end of that name; "auto" takes the fastest there is, and the choice is logged.
+    """The back end of that name; "auto" takes chunked, and the choice is logged.
 
     Raises:
         UserError: no such back end.

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -89,19 +88,16 @@ def test_picture(done):
     assert height > 300
 
 
-def test_a_second_call_does_nothing_and_is_quick(done):
+def test_a_second_call_does_nothing(done):
     out, first = done
     models = [out / name / "checkpoint_best.pt" for name in ("transformer", "id_x")]
     before = [path.stat().st_mtime_ns for path in models]
-    start = time.monotonic()
     again = demo(out)
-    seconds = time.monotonic() - start
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("already finished, nothing to do") == 2
     assert again.stderr.count("already evaluated, nothing to do") == 2
     assert again.stdout.split("method ")[1] == first.stdout.split("method ")[1]
     assert [path.stat().st_mtime_ns for path in models] == before
-    assert seconds < 30  # 3 s on a free machine
 
 
 def test_another_seed_needs_another_folder(done):

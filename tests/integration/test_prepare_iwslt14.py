@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -103,14 +102,11 @@ def test_test_set(prepared):
         assert lines_of(prepared / f"de-en/raw/test.{side}") == expected
 
 
-def test_second_run_has_nothing_to_do_and_is_fast(prepared, archive):
-    start = time.monotonic()
+def test_second_run_has_nothing_to_do(prepared, archive):
     done = prepare(
         "--langs", "de,es", "--url", archive.as_uri(), "--out", prepared, "--vocab-size", 130, command=("bash", SCRIPT)
     )
-    seconds = time.monotonic() - start
     assert done.returncode == 0 and done.stdout.count("(nothing to do)") == 2 and done.stderr == ""
-    assert seconds < 3
 
 
 def test_a_pair_does_not_wait_for_the_folder_of_another(prepared, archive):

@@ -9,7 +9,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -103,13 +102,10 @@ def test_fairseq_loads_what_was_written(prepared):
     assert [dictionary.string(data[i]) for i in range(len(data))] == pieces
 
 
-def test_second_run_has_nothing_to_do_and_is_fast(prepared):
+def test_second_run_has_nothing_to_do(prepared):
     before = {path: path.stat().st_mtime_ns for path in (prepared / "out").rglob("*") if path.name != ".lock"}
-    start = time.monotonic()
     done = prepare(prepared)
-    seconds = time.monotonic() - start
     assert done.returncode == 0 and done.stdout.endswith("(nothing to do)\n") and done.stderr == ""
-    assert seconds < 3
     assert {path: path.stat().st_mtime_ns for path in (prepared / "out").rglob("*") if path.name != ".lock"} == before
 
 

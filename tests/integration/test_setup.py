@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -69,10 +68,8 @@ def test_installs_and_has_nothing_to_do_the_second_time(setup):
     assert "install torch==2.13.0" in first.calls
     assert "--no-build-isolation fairseq-fixed==0.12.3.1" in first.calls
     assert "setup: complete in" in first.stderr
-    start = time.monotonic()
     second = setup()
     assert (second.returncode, second.calls, second.stderr) == (0, "", "")
-    assert time.monotonic() - start < 3
 
 
 def test_a_changed_setup_py_is_followed_in_place(setup):
