@@ -55,7 +55,7 @@ class IntraDistillationCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig)
     )
     id_loss_backend: ChoiceEnum(["auto", *backends.BACKENDS]) = field(
         default="auto",
-        metadata={"help": "implementation of the loss: reference is the definition under autograd; auto takes chunked"},
+        metadata={"help": "how the loss is computed; reference: the definition under autograd; auto takes chunked"},
     )
     max_update: int = II("optimization.max_update")  # N of the schedule: no second flag that could disagree
 

@@ -65,7 +65,7 @@ def reference(
 
 
 def chunked(*args) -> ConsistencyLoss:
-    """The same with a closed-form gradient over chunks of tokens, without full-size copies in float32 (losses/chunked.py)."""
+    """The same with a closed-form gradient over chunks of tokens, without full-size float32 copies (chunked.py)."""
     return ConsistencyLoss(*chunked_loss.chunked(*args))
 
 
