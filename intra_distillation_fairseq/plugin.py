@@ -6,4 +6,5 @@ compat.install()
 
 from intra_distillation_fairseq.criterions import intra_distillation  # noqa: E402, F401
 from intra_distillation_fairseq.models import architectures  # noqa: E402, F401
+from intra_distillation_fairseq.optim import sage_adam  # noqa: E402, F401
 from intra_distillation_fairseq.tasks import translation_intra_distillation  # noqa: E402, F401

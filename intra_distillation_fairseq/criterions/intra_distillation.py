@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: fairseq reads the types of a configuration's fields when it is imported.
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fairseq.criterions import register_criterion
@@ -21,6 +22,13 @@ from intra_distillation_fairseq.losses.divergence import DIVERGENCES
 from intra_distillation_fairseq.schedule import SCHEDULES, AlphaSchedule
 
 logger = logging.getLogger(__name__)
+
+# By what the divergence of K passes is multiplied in the loss. Its expectation over the dropout masks is (K - 1) / K
+# times something that K has no part in (docs/method.md, "Fair comparison"); the paper leaves that in.
+SCALES: dict[str, Callable[[int], float]] = {
+    "published": lambda num_passes: 1.0,
+    "unbiased": lambda num_passes: num_passes / (num_passes - 1),
+}
 
 
 @dataclass
@@ -45,6 +53,13 @@ class IntraDistillationCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig)
     )
     id_q: float = field(
         default=10.0, metadata={"help": "q: the weight reaches 1 after max-update/q updates; 0 < p < q"}
+    )
+    id_scale: ChoiceEnum(list(SCALES)) = field(
+        default="published",
+        metadata={
+            "help": "unbiased: the divergence counts K/(K-1) times in the loss, so that its strength does not grow "
+            "with K; id_loss in the log stays the plain divergence"
+        },
     )
     id_pass_mode: ChoiceEnum(list(passes.PASS_MODES)) = field(
         default="stacked",
@@ -80,6 +95,7 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         id_alpha_schedule="adaptive",
         id_p=5.0,
         id_q=10.0,
+        id_scale="published",
         id_pass_mode="stacked",
         id_loss_backend="auto",
         max_update=0,
@@ -96,6 +112,7 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
             )
         self.num_passes = id_num_passes
         self.divergence = str(id_divergence)
+        self.scale = SCALES[str(id_scale)](id_num_passes)
         self.pass_mode = str(id_pass_mode)
         self.consistency_loss = backends.choose(str(id_loss_backend))
         self.num_updates = 0
@@ -129,7 +146,7 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         ls_sum, nll_sum, divergence_sum = self.consistency_loss(
             logits, target, self.padding_idx, self.eps, self.divergence
         )
-        loss = ls_sum + alpha * divergence_sum
+        loss = ls_sum + alpha * self.scale * divergence_sum
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output = {
             "loss": loss.data,

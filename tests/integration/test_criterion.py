@@ -91,6 +91,26 @@ def test_loss_is_cross_entropy_plus_alpha_times_divergence(task, sample, mode):
         assert loss == pytest.approx((log["ls_loss"] + alpha * log["id_loss"]).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("divergence", ["x", "js"])
+@pytest.mark.parametrize(("k", "factor"), [(2, 2.0), (3, 1.5), (6, 1.2)])
+def test_unbiased_scale_multiplies_the_divergence_in_the_loss_and_not_in_the_log(task, sample, k, factor, divergence):
+    """--id-scale unbiased: K / (K - 1); loss and gradient are those of an alpha that much larger, id_loss is plain."""
+    model = make_model(task, dropout=0.3)
+    results = []
+    for settings in ({"id_alpha": 2.0}, {"id_alpha": 2.0, "id_scale": "unbiased"}, {"id_alpha": 2.0 * factor}):
+        criterion = make_criterion(
+            task, id_num_passes=k, id_divergence=divergence, id_alpha_schedule="constant", **settings
+        )
+        torch.manual_seed(4)
+        results.append(gradient(model, criterion, sample))
+    published, unbiased, stronger = results
+    assert unbiased[0] == pytest.approx(stronger[0], rel=1e-6)
+    assert unbiased[0] - published[0] == pytest.approx(2 * (factor - 1) * published[2]["id_loss"].item(), rel=1e-3)
+    torch.testing.assert_close(unbiased[3], stronger[3], rtol=1e-4, atol=1e-6)
+    assert unbiased[2]["id_loss"] == published[2]["id_loss"] > 0
+    assert unbiased[2]["id_alpha"] == published[2]["id_alpha"] == 2
+
+
 def test_recompute_gives_the_gradients_of_sequential_bit_for_bit(task, sample):
     model = make_model(task, dropout=0.3, attention_dropout=0.1)
     results = []

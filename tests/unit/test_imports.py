@@ -22,6 +22,7 @@ FORBIDDEN = {
     "criterions": {f"{NAME}.cli"},
     "tasks": {f"{NAME}.cli", f"{NAME}.criterions"},
     "models": {f"{NAME}.cli", f"{NAME}.criterions"},
+    "optim": {f"{NAME}.cli", f"{NAME}.criterions", f"{NAME}.tasks", f"{NAME}.models"},
 }
 
 
@@ -67,9 +68,10 @@ def test_commands_do_not_wait_for_torch():
 def test_importing_the_package_registers_the_plugin():
     code = (
         "import intra_distillation_fairseq\n"
-        "from fairseq import tasks, models, criterions\n"
+        "from fairseq import tasks, models, criterions, optim\n"
         "assert 'translation_intra_distillation' in tasks.TASK_REGISTRY\n"
         "assert 'intra_distillation' in criterions.CRITERION_REGISTRY\n"
+        "assert 'sage_adam' in optim.OPTIMIZER_REGISTRY\n"
         "assert {'transformer_small', 'transformer_big'} <= set(models.ARCH_MODEL_REGISTRY)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
