@@ -1,4 +1,4 @@
-"""fairseq's translation task, which also tells the criterion the update number and resumes exactly."""
+"""fairseq's translation task, which tells the criterion the update number, adds routers' losses and resumes exactly."""
 
 # No `from __future__ import annotations` here: fairseq reads the types of a configuration's fields when it is imported.
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Any
 
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from intra_distillation_fairseq.tasks.router_loss import RouterLossMixin
 
 # fairseq composes a fresh training's batches at its first epoch.
 FIRST_EPOCH = 1
@@ -52,5 +54,5 @@ class TranslationIntraDistillationConfig(TranslationConfig):
 
 
 @register_task("translation_intra_distillation", dataclass=TranslationIntraDistillationConfig)
-class TranslationIntraDistillationTask(UpdateNumberMixin, ExactResumeMixin, TranslationTask):
+class TranslationIntraDistillationTask(UpdateNumberMixin, RouterLossMixin, ExactResumeMixin, TranslationTask):
     """Validation, generation and every other criterion behave as under `translation`."""

@@ -54,20 +54,44 @@ def test_loss_against_float64_on_the_cpu(backend, divergence, dtype, autocast):
     torch.testing.assert_close(results[1][3], results[0][3], **tolerance)
 
 
-@pytest.mark.parametrize("mode", passes.PASS_MODES)
-@pytest.mark.parametrize("flags", ["", "--fp16", "--bf16", "--amp", "--memory-efficient-fp16"])
-def test_trains(tmp_path, mode, flags):
-    write_corpus(tmp_path, {"train": 100, "valid": 13, "test": 11})
-    prefixes = [f"--{split}pref={tmp_path / split}" for split in ("train", "valid", "test")]
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu")
+    write_corpus(folder, {"train": 100, "valid": 13, "test": 11})
+    prefixes = [f"--{split}pref={folder / split}" for split in ("train", "valid", "test")]
     done = command(
-        "preprocess", "--source-lang", "xx", "--target-lang", "en", "--destdir", tmp_path / "bin", *prefixes, fresh=True
+        "preprocess", "--source-lang", "xx", "--target-lang", "en", "--destdir", folder / "bin", *prefixes, fresh=True
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return folder / "bin"
+
+
+def train(data, *flags):
     done = command(
-        "train", tmp_path / "bin", "--user-dir", USER_DIR, *TINY_MODEL, "--task", "translation_intra_distillation",
-        "--criterion", "intra_distillation", "--label-smoothing", 0.1, "--id-pass-mode", mode, "--optimizer", "adam",
-        "--lr", 0.005, "--max-tokens", 300, "--max-update", 8, "--no-save", "--log-format", "json", "--log-interval", 1,
-        "--fp16-init-scale", 4, *flags.split(), fresh=True,
+        "train", data, "--user-dir", USER_DIR, *TINY_MODEL, "--task", "translation_intra_distillation",
+        "--criterion", "intra_distillation", "--label-smoothing", 0.1, "--optimizer", "adam", "--lr", 0.005,
+        "--max-tokens", 300, "--max-update", 8, "--no-save", "--log-format", "json", "--log-interval", 1,
+        "--fp16-init-scale", 4, *flags, fresh=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert '"num_updates": "8"' in done.stdout + done.stderr
+
+
+PRECISIONS = ["", "--fp16", "--bf16", "--amp", "--memory-efficient-fp16"]
+
+
+@pytest.mark.parametrize("mode", passes.PASS_MODES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_trains(data, mode, precision):
+    train(data, "--id-pass-mode", mode, *precision.split())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_sage_adam_trains(data, precision):
+    train(data, "--optimizer", "sage_adam", *precision.split())
+
+
+@pytest.mark.parametrize("mode", passes.PASS_MODES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_switch_transformer_trains(data, mode, precision):
+    train(data, "--arch", "switch_transformer_small", "--id-pass-mode", mode, *precision.split())

@@ -72,7 +72,8 @@ def test_importing_the_package_registers_the_plugin():
         "assert 'translation_intra_distillation' in tasks.TASK_REGISTRY\n"
         "assert 'intra_distillation' in criterions.CRITERION_REGISTRY\n"
         "assert 'sage_adam' in optim.OPTIMIZER_REGISTRY\n"
-        "assert {'transformer_small', 'transformer_big'} <= set(models.ARCH_MODEL_REGISTRY)"
+        "archs = {'transformer_small', 'transformer_big', 'switch_transformer_small', 'switch_transformer_big'}\n"
+        "assert archs <= set(models.ARCH_MODEL_REGISTRY)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
