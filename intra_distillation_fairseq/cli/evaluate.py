@@ -63,6 +63,18 @@ def run(args: argparse.Namespace) -> int:
         return _evaluate(args, folder, record, sources, data, references)
 
 
+def check_checkpoint_name(name: str) -> int:
+    """How many epochs a value of --checkpoint averages; 0 for best and last.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    match = _AVERAGE.match(name)
+    if not match and name not in ("best", "last"):
+        raise UserError(f"--checkpoint is '{name}': allowed are best, last and averageN, as in average5")
+    return int(match[1]) if match else 0
+
+
 def _sources(folder: RunFolder, name: str) -> list[Path]:
     """The checkpoint files that `--checkpoint` means.
 
@@ -75,16 +87,14 @@ def _sources(folder: RunFolder, name: str) -> list[Path]:
             there = ", ".join(path.name for path in folder.checkpoints()) or "no checkpoint"
             raise UserError(f"--checkpoint '{name}': '{path}' does not exist (the folder has {there}): train first")
         return [path]
-    match = _AVERAGE.match(name)
-    if not match:
-        raise UserError(f"--checkpoint is '{name}': allowed are best, last and averageN, as in average5")
+    number = check_checkpoint_name(name)
     paths = folder.epoch_checkpoints()
-    if len(paths) < int(match[1]):
+    if len(paths) < number:
         raise UserError(
-            f"--checkpoint '{name}' needs {match[1]} epoch checkpoints (checkpoint<epoch>.pt), '{folder.folder}' has "
+            f"--checkpoint '{name}' needs {number} epoch checkpoints (checkpoint<epoch>.pt), '{folder.folder}' has "
             f"{len(paths)}: train more epochs, and keep more of them with keep-last-epochs in the config"
         )
-    return paths[: int(match[1])]
+    return paths[:number]
 
 
 def _evaluate(

@@ -15,6 +15,8 @@ COMMANDS = {
     "prepare-parallel": ("prepare_parallel", "your own parallel text files -> a data folder for training"),
     "train": ("train", "train one method of a config on a data folder, or go on with it"),
     "evaluate": ("evaluate", "translate the test set with a trained model and score it"),
+    "reproduce": ("reproduce", "every run of Table 2 or 3 of the paper, from the archives to the table"),
+    "table": ("table", "our results beside the published ones, from whatever a results folder holds"),
     "demo-archive": ("demo_archive", "write an invented language pair as an archive of the layout of IWSLT'14"),
     "demo-report": ("demo_report", "table and training curves of finished runs, beside answers without a model"),
     "user-dir": ("user_dir", "print the folder to give to fairseq as --user-dir"),

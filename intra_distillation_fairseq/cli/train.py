@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import resource
 import shlex
 import sys
 from pathlib import Path
@@ -101,14 +102,17 @@ def _train(
     folder.remove_leftovers()
     if not folder.checkpoints():
         folder.log.unlink(missing_ok=True)  # of an attempt that left nothing to go on from
-        if note := launch.batch_note(options, flags, device["devices"]):
-            print(f"note: {note}", file=sys.stderr)
+    batch = launch.batch(options, flags, device["devices"])
+    if batch and (batch.flags or not folder.checkpoints()):
+        print(f"note: {batch.line}", file=sys.stderr)
     folder.write_record(
         {
             "settings": settings,
             "config": str(recipe.path),
             "data": str(data.folder),
             "pair": data.pair,
+            "corpus": data.corpus,
+            "lines": data.lines,
             "dictionary_digest": data.dictionary_digest,
             "evaluation": evaluation_as_dict(recipe.evaluation),
         }
@@ -116,12 +120,13 @@ def _train(
     folder.write_command(command, {name: os.environ[name] for name in _NUMERIC_ENVIRONMENT if name in os.environ})
     for change in folder.add_environment(device):
         print(f"note: {change}: the rest of this run may differ in its last digits", file=sys.stderr)
-    return _launch(args, folder, command, limit, held)
+    return _launch(args, folder, command, batch.line if batch else None, limit, held)
 
 
 def _command(
     args: argparse.Namespace, folder: RunFolder, data: PreparedData, options: dict, precision: str, gpus: list[str]
 ) -> list[str]:
+    batch = launch.batch(launch.as_flags(options), args.after_dashes, gpus)
     return launch.train_command(
         processes.fairseq_command("fairseq-train"),
         data,
@@ -130,16 +135,17 @@ def _command(
         seed=args.seed,
         precision=precision,
         cpu=not gpus,
-        flags=args.after_dashes,
+        flags=[*(batch.flags if batch else []), *args.after_dashes],
     )
 
 
-def _launch(args: argparse.Namespace, folder: RunFolder, command: list[str], limit: int, held: Held) -> int:
+def _launch(
+    args: argparse.Namespace, folder: RunFolder, command: list[str], batch: str | None, limit: int, held: Held
+) -> int:
     log = logs.read_log(folder.log)
-    with open(folder.log, "ab") as file:
-        if file.tell() and not folder.log.read_bytes().endswith(b"\n"):
-            file.write(b"\n")  # a kill cut the last line
-        file.write((logs.launch_line(shlex.join(command)) + "\n").encode("utf-8", errors="surrogateescape"))
+    logs.append_line(folder.log, logs.launch_line(shlex.join(command)))
+    if batch:
+        logs.append_line(folder.log, logs.own_line(f"batch: {batch}"))
     log.feed(logs.launch_line(""))
     progress = Progress(f"train {args.method}", limit, "updates")
 
@@ -164,6 +170,9 @@ def _launch(args: argparse.Namespace, folder: RunFolder, command: list[str], lim
         append=True,
     )
     progress.close()
+    end = processes.tail(folder.log)  # as fairseq left it
+    # In the log, so that it survives where this launch is not the last one. In KiB; the largest of all processes.
+    logs.append_line(folder.log, logs.memory_line(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))
     logs.write_curves(log.rows(), folder.curves)
     if status == 0 and log.trained:
         _finish(folder, limit)
@@ -177,7 +186,7 @@ def _launch(args: argparse.Namespace, folder: RunFolder, command: list[str], lim
         return status
     if status == 0:
         how, status = "exit status 0, but without training", 1
-    print(processes.tail(folder.log), file=sys.stderr)
+    print(end, file=sys.stderr)
     print(f"error: fairseq-train ended with {how}; its log, of which this is the end: {folder.log}", file=sys.stderr)
     return status
 
@@ -213,6 +222,7 @@ def _finish(folder: RunFolder, limit: int) -> None:
         return
     log = logs.read_log(folder.log)
     losses = [row["valid_loss"] for row in log.rows() if row["valid_loss"] is not None]
+    memory, memory_of = log.peak_memory()
     write_json(
         folder.finished,
         {
@@ -221,6 +231,10 @@ def _finish(folder: RunFolder, limit: int) -> None:
             "reason": log.stop_reason or "all epochs are done",
             "best_valid_loss": min(losses, default=None),
             "seconds": log.seconds,
+            "parameters": log.parameters,
+            "tokens_per_second": log.tokens_per_second(),
+            "peak_memory_mib": memory,
+            "peak_memory_of": memory_of,
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.prepared import PreparedData
@@ -102,25 +102,51 @@ def choose_precision(asked: str, devices: list[str], words: list[str]) -> str:
     return asked
 
 
-def batch_note(options: list[str], flags: list[str], devices: list[str]) -> str | None:
-    """What to give for the recipe's batch on several GPUs, each of which takes max-tokens for itself.
+class Batch(NamedTuple):
+    """What several processes make of the recipe's batch.
+
+    Attributes:
+        flags: words to put before the user's own, by which the batch stays the recipe's; perhaps none.
+        line: the same for the reader, in one line.
+    """
+
+    flags: list[str]
+    line: str
+
+
+def batch(options: list[str], flags: list[str], devices: list[str]) -> Batch | None:
+    """The batch on several processes (one per GPU), each of which takes max-tokens for itself.
+
+    A recipe that collects several batches for an update (update-freq above 1) collects fewer on each process. One that
+    does not is left as it is, and the line says what to give.
 
     Args:
         options: the recipe's options, as words.
         flags: what the user gave after `--`.
         devices: the GPUs.
     Returns:
-        One line; None with one GPU, or where the user has decided.
+        None with one process, or where the user has decided on the batch.
     """
-    decided = ("distributed-world-size", "max-tokens", "update-freq")
-    if len(devices) < 2 or "--cpu" in options + flags or any(last_value(flags, name) is not None for name in decided):
+    given = last_value(options + flags, "distributed-world-size")
+    visible = 0 if "--cpu" in options + flags else len(devices)
+    processes = int(given) if given and given.isdigit() else visible
+    tokens, frequency = (last_value(options, name) or "" for name in ("max-tokens", "update-freq"))
+    if processes < 2 or not tokens.isdigit() or any(last_value(flags, name) for name in ("max-tokens", "update-freq")):
         return None
-    tokens = last_value(options, "max-tokens") or ""
-    if not tokens.isdigit() or last_value(options, "distributed-world-size") is not None:
+    what = f"{processes} {'GPUs' if visible else 'processes'}"
+    if frequency.isdigit() and int(frequency) > 1:
+        derived = max(1, int(int(frequency) / processes + 0.5))
+        words, total, wanted = ["--update-freq", str(derived)], processes * derived, int(frequency)
+        line = f"{what}: update-freq {derived}, so a batch has {processes} x {derived} x {tokens} = "
+        line += f"{total * int(tokens):,} tokens, "
+        recipe = f"{wanted} x {tokens} = {wanted * int(tokens):,}"
+        return Batch(words, line + ("as the recipe's" if total == wanted else f"the nearest to the recipe's {recipe}"))
+    if given is not None:
         return None
-    return (
-        f"each of the {len(devices)} GPUs takes max-tokens {tokens}, so a batch is {len(devices)} times the recipe's: "
-        f"-- --max-tokens {int(tokens) // len(devices)} keeps the recipe's batch"
+    return Batch(
+        [],
+        f"each of the {what} takes max-tokens {tokens}, so a batch is {processes} times the recipe's: "
+        f"-- --max-tokens {int(tokens) // processes} keeps the recipe's batch",
     )
 
 

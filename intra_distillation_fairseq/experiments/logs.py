@@ -6,14 +6,16 @@ import csv
 import datetime
 import json
 import re
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from intra_distillation_fairseq.files import replacing
 
-# Written by train.sh before each launch, in the shape of fairseq's own lines.
+# The tag of train.sh's own lines, which have the shape of fairseq's.
 LAUNCH_TAG = "intra_distillation.train"
+_LAUNCH = "launch: "
 COLUMNS = (
     "update",
     "epoch",
@@ -30,12 +32,35 @@ COLUMNS = (
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) \| \w+ \| (\S+) \| (.*)")
 _LOADED = re.compile(r"Loaded checkpoint .* \(epoch \d+ @ (\d+) updates\)")
 _SAVED = re.compile(r"Saved checkpoint .* \(epoch \d+ @ (\d+) updates")
+_PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+) ")
+_GPU_MEMORY = re.compile(r"rank +0: capabilities = .* ; total memory = ([\d.]+) GB ;")
+_CPU_MEMORY = re.compile(r"peak resident memory: ([\d.]+) MiB")
 _TRAIN_COLUMNS = {"train_loss": "loss", "ls_loss": "ls_loss", "nll_loss": "nll_loss", "id_loss": "id_loss"}
+
+
+def own_line(text: str) -> str:
+    """A line of train.sh for train.log."""
+    return f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} | INFO | {LAUNCH_TAG} | {text}"
 
 
 def launch_line(text: str) -> str:
     """The line that begins a launch in train.log."""
-    return f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} | INFO | {LAUNCH_TAG} | launch: {text}"
+    return own_line(_LAUNCH + text)
+
+
+def memory_line(mib: float) -> str:
+    """The line that ends a launch: the largest resident memory that one of its processes had, in MiB."""
+    return own_line(f"peak resident memory: {mib:.0f} MiB")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log, on a line of its own even where a kill cut the last one."""
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write((line + "\n").encode("utf-8", errors="surrogateescape"))
 
 
 @dataclass
@@ -49,6 +74,7 @@ class TrainingLog:
         stop_reason: why the last launch stopped training, in fairseq's words, or "".
         latest: the last values of the `train_inner` and `valid` lines.
         seconds: time of all launches up to the last line, work lost by a kill included.
+        parameters: number of the model's parameters, or None before it is built.
     """
 
     update: int = 0
@@ -57,11 +83,15 @@ class TrainingLog:
     stop_reason: str = ""
     latest: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    parameters: int | None = None
     _inner: list[dict[str, Any]] = field(default_factory=list)  # one per train_inner line, update ascending
     _epochs: dict[int, dict[str, Any]] = field(default_factory=dict)  # update -> averages of the epoch that ends there
     _valid: list[dict[str, Any]] = field(default_factory=list)  # one per validation, update ascending
     _before_launch: float = 0.0
     _launched: datetime.datetime | None = None
+    _gpu_gib: float | None = None  # of the first process's GPU
+    _gpu_free_gib: float | None = None  # least after any logged update
+    _cpu_mib: float | None = None
 
     def feed(self, line: str) -> str | None:
         """Take in one line.
@@ -73,7 +103,7 @@ class TrainingLog:
         if not match:
             return None
         time, tag, text = datetime.datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S"), match[2], match[3]
-        if tag == LAUNCH_TAG:
+        if tag == LAUNCH_TAG and text.startswith(_LAUNCH):
             self._launch(time)
         if self._launched is not None:
             self.seconds = self._before_launch + (time - self._launched).total_seconds()
@@ -87,6 +117,14 @@ class TrainingLog:
             self.trained = True
         elif text.startswith(("Stopping training due to", "stopping training because", "early stop since")):
             self.stop_reason = text
+        elif parameters := _PARAMETERS.match(text):
+            # fairseq counts the experts of a mixture apart, right after the rest.
+            number = int(parameters[2].replace(",", ""))
+            self.parameters = number + (self.parameters or 0 if parameters[1] == "expert" else 0)
+        elif memory := _GPU_MEMORY.match(text):
+            self._gpu_gib = float(memory[1])
+        elif memory := _CPU_MEMORY.match(text):
+            self._cpu_mib = max(float(memory[1]), self._cpu_mib or 0.0)
         elif text.startswith("{") and tag in ("train_inner", "train", "valid"):
             return self._values(tag, text)
         return None
@@ -111,6 +149,21 @@ class TrainingLog:
             rows.append(row)
             previous = update
         return rows
+
+    def tokens_per_second(self) -> float | None:
+        """Median over the log intervals of the target tokens trained on in a second, or None."""
+        speeds = [values["wps"] for values in self._inner if "wps" in values]
+        return statistics.median(speeds) if speeds else None
+
+    def peak_memory(self) -> tuple[float, str] | tuple[None, None]:
+        """Peak memory (MiB) and whose: "gpu" (allocated tensors of the first GPU) or "cpu" (largest resident process).
+
+        On a GPU it is the peak of the updates that fairseq logs, to a tenth of a GiB; (None, None) where the log does
+        not say.
+        """
+        if self._gpu_gib is not None and self._gpu_free_gib is not None:
+            return round((self._gpu_gib - self._gpu_free_gib) * 1024), "gpu"
+        return (self._cpu_mib, "cpu") if self._cpu_mib is not None else (None, None)
 
     def complete(self, max_update: int) -> bool:
         """Tell whether the last launch trained to its end and saved it, even if nobody was left to note that."""
@@ -146,6 +199,8 @@ class TrainingLog:
             return None
         if tag == "train_inner":
             self._inner.append(values)
+            if "gb_free" in values:
+                self._gpu_free_gib = min(values["gb_free"], self._gpu_free_gib or values["gb_free"])
             self.latest["loss"] = values.get("loss", float("nan"))
             return "train"
         if self._valid and self._valid[-1]["update"] == update:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from intra_distillation_fairseq.corpus.binarise import index_header
@@ -22,6 +22,8 @@ class PreparedData:
         source_lang, target_lang: language codes, as in the file names.
         digest: sha256 of manifest.json, which itself names every text by sha256: equal digests mean equal data.
         dictionary_digest: sha256 of both fairseq dictionaries; a model only fits the dictionaries it was trained with.
+        corpus: its name in the manifest, or "".
+        lines: sentence pairs of each split, as far as the manifest says.
     """
 
     folder: Path
@@ -29,6 +31,8 @@ class PreparedData:
     target_lang: str
     digest: str
     dictionary_digest: str
+    corpus: str = ""
+    lines: dict[str, int] = field(default_factory=dict)
 
     @property
     def pair(self) -> str:
@@ -68,7 +72,9 @@ def open_prepared(folder: Path, splits: tuple[str, ...]) -> PreparedData:
         manifest = json.loads(raw)
         source, target = manifest["source_lang"], manifest["target_lang"]
         known = manifest["format"] == 1
-    except (ValueError, KeyError, TypeError) as error:
+        corpus = str(manifest.get("corpus", ""))
+        lines = {split: values["lines"] for split, values in manifest.get("splits", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"'{manifest_path}' is damaged ({type(error).__name__}: {error}): prepare again with --force"
         ) from None
@@ -91,7 +97,8 @@ def open_prepared(folder: Path, splits: tuple[str, ...]) -> PreparedData:
                 f"'{path}' {state}: run the prepare command of this folder again, it goes on where it stopped"
             )
     dictionaries = hashlib.sha256(b"\0".join((folder / "bin" / name).read_bytes() for name in files[:2])).hexdigest()
-    return PreparedData(folder.resolve(), source, target, hashlib.sha256(raw).hexdigest(), dictionaries)
+    digest = hashlib.sha256(raw).hexdigest()
+    return PreparedData(folder.resolve(), source, target, digest, dictionaries, corpus, lines)
 
 
 def count_binarised(data: PreparedData, split: str) -> int | None:

@@ -71,7 +71,7 @@ def run_logged(
     Returns:
         Exit status; 128 + signal where a signal ended it.
     """
-    with _passed_on_signals() as signals:
+    with passed_on_signals() as signals:
         with open(output, "ab" if append else "wb") as out, open(errors or os.devnull, "wb") as err:
             start = out.tell()
             child = subprocess.Popen(
@@ -133,34 +133,47 @@ def _environment() -> dict[str, str]:
     }
 
 
-class _Signals:
-    """Passes signals on to a child's process group; a second one kills it."""
+class Signals:
+    """Passes signals on to the process groups of children.
 
-    def __init__(self) -> None:
+    Args:
+        second_kills: a second signal kills the children at once; else they are given it as it is.
+    """
+
+    def __init__(self, second_kills: bool) -> None:
         self.received: list[int] = []
-        self._child: subprocess.Popen | None = None
+        self._second_kills = second_kills
+        self._children: list[subprocess.Popen] = []
 
     def __call__(self, number: int, frame: object) -> None:
         self.received.append(number)
-        self._pass_on()
+        for child in self._children:
+            self._pass_on(child)
 
     def send_to(self, child: subprocess.Popen) -> None:
-        """From now on to this child; also what came while it was being started."""
-        self._child = child
+        """From now on to this child, too; also what came while it was being started."""
+        self._children = [*(one for one in self._children if one.returncode is None), child]
         if self.received:
-            self._pass_on()
+            self._pass_on(child)
 
-    def _pass_on(self) -> None:
-        if self._child is None:
+    def _pass_on(self, child: subprocess.Popen) -> None:
+        if child.returncode is not None:
             return
+        kill = self._second_kills and len(self.received) > 1
         with suppress(ProcessLookupError):
-            os.killpg(self._child.pid, self.received[0] if len(self.received) == 1 else signal.SIGKILL)
+            os.killpg(child.pid, signal.SIGKILL if kill else self.received[0])
 
 
 @contextmanager
-def _passed_on_signals() -> Iterator[_Signals]:
-    """Handle SIGINT, SIGTERM and SIGHUP; set before the child starts, which so gets the default handlers."""
-    signals = _Signals()
+def passed_on_signals(second_kills: bool = True) -> Iterator[Signals]:
+    """Handle SIGINT, SIGTERM and SIGHUP; set before a child starts, which so gets the default handlers.
+
+    Args:
+        second_kills: see `Signals`.
+    Yields:
+        What has been received, and whom to pass it on to.
+    """
+    signals = Signals(second_kills)
     if threading.current_thread() is not threading.main_thread():
         yield signals  # Python lets only the main thread handle signals
         return

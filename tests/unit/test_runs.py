@@ -175,12 +175,33 @@ def test_tpus_are_refused():
 
 def test_several_gpus_are_told_how_to_keep_the_batch():
     options = ["--lr", "1", "--max-tokens", "4096"]
-    note = launch.batch_note(options, [], ["a GPU"] * 4)
-    assert note == (
+    expected = (
+        [],
         "each of the 4 GPUs takes max-tokens 4096, so a batch is 4 times the recipe's: "
-        "-- --max-tokens 1024 keeps the recipe's batch"
+        "-- --max-tokens 1024 keeps the recipe's batch",
     )
-    assert launch.batch_note(options, ["--lr", "2"], ["a GPU"] * 4) == note
+    assert launch.batch(options, [], ["a GPU"] * 4) == expected
+    assert launch.batch([*options, "--update-freq", "1"], ["--lr", "2"], ["a GPU"] * 4) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "derived", "line"),
+    [
+        ("", 2, "8", "2 GPUs: update-freq 8, so a batch has 2 x 8 x 4096 = 65,536 tokens, as the recipe's"),
+        ("", 16, "1", "16 GPUs: update-freq 1, so a batch has 16 x 1 x 4096 = 65,536 tokens, as the recipe's"),
+        # 3 x 5 is nearer to 16 than 3 x 6, 6 x 3 nearer than 6 x 2.
+        ("", 3, "5", "3 x 5 x 4096 = 61,440 tokens, the nearest to the recipe's 16 x 4096 = 65,536"),
+        ("", 6, "3", "6 x 3 x 4096 = 73,728 tokens, the nearest to the recipe's 16 x 4096 = 65,536"),
+        ("", 40, "1", "40 x 1 x 4096 = 163,840 tokens, the nearest to the recipe's 16 x 4096 = 65,536"),
+        ("--distributed-world-size 4", 8, "4", "4 GPUs: update-freq 4, so a batch has 4 x 4 x 4096 = 65,536 tokens"),
+        ("--distributed-world-size=2 --distributed-no-spawn", 0, "8", "2 processes: update-freq 8, so"),
+    ],
+)
+def test_a_collected_batch_is_shared_by_the_processes(flags, gpus, derived, line):
+    options = "--max-tokens 4096 --update-freq 16".split()
+    found = launch.batch(options, flags.split(), ["a GPU"] * gpus)
+    assert found.flags == ["--update-freq", derived]
+    assert line in found.line
 
 
 @pytest.mark.parametrize(
@@ -194,10 +215,14 @@ def test_several_gpus_are_told_how_to_keep_the_batch():
         ("--max-tokens 4096 --distributed-world-size 1", "", 4),
         ("--max-tokens 4096", "--cpu", 4),
         ("--batch-size 8", "", 4),
+        ("--max-tokens 4096 --update-freq 16", "", 1),
+        ("--max-tokens 4096 --update-freq 16", "--update-freq 16", 4),
+        ("--max-tokens 4096 --update-freq 16", "--max-tokens=1024", 4),
+        ("--max-tokens 4096 --update-freq 16", "--cpu", 4),
     ],
 )
 def test_no_note_about_the_batch(options, flags, gpus):
-    assert launch.batch_note(options.split(), flags.split(), ["a GPU"] * gpus) is None
+    assert launch.batch(options.split(), flags.split(), ["a GPU"] * gpus) is None
 
 
 @pytest.mark.parametrize(
@@ -377,6 +402,46 @@ def test_what_a_line_brings_is_told():
 )
 def test_when_a_training_is_complete(lines, limit, complete):
     assert fed(lines).complete(limit) is complete
+
+
+def test_what_a_table_needs_of_a_run():
+    log = fed([
+        FIRST[0],
+        line("00:00:01", "fairseq_cli.train", "num. shared model params: 1,633,920 (num. trained: 1,633,920)"),
+        line("00:00:01", "fairseq_cli.train", "num. expert model params: 80 (num. trained: 80)"),
+        inner("00:00:02", 10, 8.0, wps="100"),
+        inner("00:00:03", 20, 6.0, wps="900.5"),
+        inner("00:00:04", 30, 6.0, wps="300"),
+        line("00:00:05", logs.LAUNCH_TAG, "peak resident memory: 812 MiB"),
+        line("00:00:06", logs.LAUNCH_TAG, "peak resident memory: 400 MiB"),
+    ])  # fmt: skip
+    assert log.parameters == 1_634_000
+    assert log.tokens_per_second() == 300
+    assert log.peak_memory() == (812, "cpu")
+    assert log.seconds == 6  # the line of the memory begins no launch
+    assert (fed([]).parameters, fed([]).tokens_per_second(), fed([]).peak_memory()) == (None, None, (None, None))
+
+
+def test_peak_memory_of_a_gpu():
+    rank = "capabilities =  7.0  ; total memory = 15.782 GB ; name = Tesla V100-SXM2-16GB"
+    log = fed([
+        line("00:00:01", "fairseq.utils", f"rank   0: {rank}"),
+        line("00:00:01", "fairseq.utils", f"rank   1: {rank.replace('15.782', '31')}"),
+        *(inner(f"00:00:0{i}", i, 1.0, gb_free=free) for i, free in ((2, "13.5"), (3, "13.4"), (4, "14"))),
+        line("00:00:05", logs.LAUNCH_TAG, "peak resident memory: 3000 MiB"),
+    ])  # fmt: skip
+    assert log.peak_memory() == (round((15.782 - 13.4) * 1024), "gpu")
+
+
+def test_a_line_is_added_on_a_line_of_its_own(tmp_path):
+    path = tmp_path / "train.log"
+    logs.append_line(path, "one")
+    path.write_bytes(path.read_bytes() + b"cut by a ki")
+    logs.append_line(path, logs.memory_line(12.4))
+    assert path.read_text(encoding="utf-8").split("\n")[:2] == ["one", "cut by a ki"]
+    assert path.read_text(encoding="utf-8").endswith(
+        " | INFO | intra_distillation.train | peak resident memory: 12 MiB\n"
+    )
 
 
 def test_curves_are_written_whole(tmp_path):
