@@ -12,6 +12,7 @@ from intra_distillation_fairseq.errors import UserError
 # it is imported only when its command is called, so that `--help` does not wait for torch.
 COMMANDS = {
     "prepare-iwslt14": ("prepare_iwslt14", "IWSLT'14 archive -> data folders for training, one per language pair"),
+    "prepare-wmt17": ("prepare_wmt17", "WMT'17 English-German archives -> a data folder for training"),
     "prepare-parallel": ("prepare_parallel", "your own parallel text files -> a data folder for training"),
     "train": ("train", "train one method of a config on a data folder, or go on with it"),
     "evaluate": ("evaluate", "translate the test set with a trained model and score it"),

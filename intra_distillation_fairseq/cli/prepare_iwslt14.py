@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from intra_distillation_fairseq.cli.prepare_options import add_common, common_options, report, say
+from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.corpus.download import IWSLT14_URLS, fetch
 from intra_distillation_fairseq.corpus.iwslt14 import TARGET, Iwslt14, make_raw
-from intra_distillation_fairseq.corpus.pipeline import OUTPUTS, finish
+from intra_distillation_fairseq.corpus.pipeline import OUTPUTS, Options, finish
 from intra_distillation_fairseq.corpus.stages import DataFolder, FileDigests
 from intra_distillation_fairseq.corpus.wit3 import LANGUAGES, PUBLISHED_COUNTS
 from intra_distillation_fairseq.errors import UserError
@@ -56,6 +57,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--archive '{args.archive}' is not a file: give the path of 2014-01.tgz")
     out = Path(args.out)
     archive = Path(args.archive) if args.archive else out / "download" / "2014-01.tgz"
+    with explain_full_disk(out):
+        _prepare(args, langs, options, out, archive)
+    return 0
+
+
+def _prepare(args: argparse.Namespace, langs: list[str], options: dict[str, Options], out: Path, archive: Path) -> None:
     with lock(out / "download" / ".lock", "the download folder", say):
         known = FileDigests(out / "download" / "known.json")
         if not args.archive:
@@ -76,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
         report(path, manifest, folder.done)
         _report_test_sets(lang, raw["report"])
         _compare(lang, manifest)
-    return 0
 
 
 def _languages(given: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the two prepare commands have in common: options, checks of them, the table at the end."""
+"""What the prepare commands have in common: options, checks of them, the table at the end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from intra_distillation_fairseq.errors import UserError
 DEFAULT_VOCAB_SIZE = 12000
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add the options that both commands have."""
+def add_common(parser: argparse.ArgumentParser, vocab_size: int = DEFAULT_VOCAB_SIZE) -> None:
+    """Add the options that all commands have.
+
+    Args:
+        parser: the command's.
+        vocab_size: default of --vocab-size.
+    """
+    parser.set_defaults(default_vocab_size=vocab_size)
     parser.add_argument(
         "--vocab-size",
         metavar="N",
-        help=f"sentencepiece's number of pieces, joint for both languages (default: {DEFAULT_VOCAB_SIZE}, or as many "
-        "as the text gives where it is too small; a dictionary of 12000 pieces has 12,001 types in fairseq)",
+        help=f"sentencepiece's number of pieces, joint for both languages (default: {vocab_size}, or as many as "
+        f"the text gives where it is too small; a dictionary of {vocab_size} pieces has {vocab_size + 1:,} types in "
+        "fairseq)",
     )
     parser.add_argument(
         "--spm-train-on-all",
@@ -57,8 +64,29 @@ def whole_number(flag: str, given: str, least: int) -> int:
     return value
 
 
-def common_options(args: argparse.Namespace, corpus: str, languages: tuple[str, str]) -> Options:
+def ratio(flag: str, given: str) -> float:
+    """Check an option that has to be a ratio of lengths.
+
+    Raises:
+        UserError: it is no number, or is below 1.
+    """
+    try:
+        value = float(given)
+    except ValueError:
+        value = 0.0
+    if not 1.0 <= value < float("inf"):
+        raise UserError(f"{flag} '{given}': needed is a number, at least 1")
+    return value
+
+
+def common_options(args: argparse.Namespace, corpus: str, languages: tuple[str, str], **further: Any) -> Options:
     """Check the options of `add_common` and put them together.
+
+    Args:
+        args: the command line.
+        corpus: name for the manifest.
+        languages: source and target.
+        further: other fields of Options.
 
     Raises:
         UserError: one of them is wrong.
@@ -67,10 +95,11 @@ def common_options(args: argparse.Namespace, corpus: str, languages: tuple[str, 
     return Options(
         corpus=corpus,
         languages=languages,
-        vocab_size=whole_number("--vocab-size", args.vocab_size, 8) if given else DEFAULT_VOCAB_SIZE,
+        vocab_size=whole_number("--vocab-size", args.vocab_size, 8) if given else args.default_vocab_size,
         vocab_size_at_most=not given,
         spm_train_on_all=args.spm_train_on_all,
         jobs=whole_number("--jobs", args.jobs, 1),
+        **further,
     )
 
 

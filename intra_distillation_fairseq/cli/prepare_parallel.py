@@ -6,7 +6,15 @@ import argparse
 import re
 from pathlib import Path
 
-from intra_distillation_fairseq.cli.prepare_options import add_common, common_options, report, say, whole_number
+from intra_distillation_fairseq.cli.prepare_options import (
+    add_common,
+    common_options,
+    ratio,
+    report,
+    say,
+    whole_number,
+)
+from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.corpus.pipeline import OUTPUTS, SPLITS, finish
 from intra_distillation_fairseq.corpus.stages import DataFolder, FileDigests
 from intra_distillation_fairseq.corpus.user_text import UserText, find_side, make_raw
@@ -55,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         prefixes={split: getattr(args, split) for split in SPLITS},
         moses=args.moses,
         lowercase=args.lowercase,
-        ratio=_ratio(args.ratio),
+        ratio=None if args.ratio is None else ratio("--ratio", args.ratio),
         max_words=None if args.max_length is None else whole_number("--max-length", args.max_length, 1),
         replace_invalid=args.replace_invalid_utf8,
     )
@@ -63,21 +71,9 @@ def run(args: argparse.Namespace) -> int:
     options = common_options(args, args.name or out.resolve().name, (args.src, args.tgt))
     # before a folder is made
     inputs = tuple(find_side(text.prefixes[split], lang, split) for split in SPLITS for lang in options.languages)
-    with lock(out / ".lock", "the data folder"):
+    with explain_full_disk(out), lock(out / ".lock", "the data folder"):
         folder = DataFolder(out, names=OUTPUTS, inputs=inputs, force=args.force, say=say)
         raw = make_raw(folder, options, text, FileDigests(out / "stages" / "inputs.json"))
         manifest = finish(folder, options, raw)
     report(out, manifest, folder.done)
     return 0
-
-
-def _ratio(given: str | None) -> float | None:
-    if given is None:
-        return None
-    try:
-        value = float(given)
-    except ValueError:
-        value = 0.0
-    if not 1.0 <= value < float("inf"):
-        raise UserError(f"--ratio '{given}': needed is a number, at least 1")
-    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import re
 import shlex
 import signal
@@ -14,6 +13,7 @@ from intra_distillation_fairseq.cli.evaluate import check_checkpoint_name
 from intra_distillation_fairseq.cli.prepare_options import whole_number
 from intra_distillation_fairseq.cli.table import write_table
 from intra_distillation_fairseq.cli.train import ROOT
+from intra_distillation_fairseq.corpus.disk import is_full
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import devices, launch
 from intra_distillation_fairseq.experiments.cells import Cell, add_to_plan
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 say(f"all {len(task.cells)} cells are done")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         raise UserError(
             f"no space left for '{error.filename or task.results}': free some, the same command then goes on"

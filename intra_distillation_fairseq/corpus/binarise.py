@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 
 from intra_distillation_fairseq.corpus.workers import die_with_parent
@@ -15,6 +17,7 @@ _INDEX_MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQ")  # magic, version, code of the tokens' type, number of sentences
 # code in the index -> bytes of one token
 _TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8}
+_BLOCK_SENTENCES = 1 << 18
 
 
 def binarise(data: Path, destination: Path, languages: tuple[str, str], jobs: int, log: Path) -> None:
@@ -29,6 +32,7 @@ def binarise(data: Path, destination: Path, languages: tuple[str, str], jobs: in
 
     Raises:
         UserError: it failed; the end of its log has been printed.
+        OSError: it failed for want of space on the disk.
     """
     command = [sys.executable, "-m", "fairseq_cli.preprocess"]
     command += ["--source-lang", languages[0], "--target-lang", languages[1]]
@@ -56,6 +60,8 @@ def binarise(data: Path, destination: Path, languages: tuple[str, str], jobs: in
     (destination / "preprocess.log").unlink(missing_ok=True)
     if code:
         end = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        if any(os.strerror(errno.ENOSPC) in line for line in end):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         print("\n".join(end), file=sys.stderr)
         raise UserError(f"fairseq-preprocess ended with code {code}: its output is in '{log}'")
 
@@ -104,9 +110,14 @@ def _read_index(path: Path) -> tuple[int, int]:
     if header is None or header[0] not in _TOKEN_BYTES:
         return 0, 0
     code, sentences = header
+    tokens, left = 0, sentences
     with open(path, "rb") as stream:
         stream.seek(_HEADER.size)
-        sizes = stream.read(4 * sentences)
-    if len(sizes) != 4 * sentences:
-        return 0, 0
-    return sentences, _TOKEN_BYTES[code] * sum(struct.unpack(f"<{sentences}i", sizes))
+        while left:  # not all at once: a large corpus has millions
+            some = min(left, _BLOCK_SENTENCES)
+            lengths = stream.read(4 * some)
+            if len(lengths) != 4 * some:
+                return 0, 0
+            tokens += sum(array("i", lengths))
+            left -= some
+    return sentences, _TOKEN_BYTES[code] * tokens

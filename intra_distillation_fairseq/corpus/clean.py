@@ -7,6 +7,8 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +19,9 @@ from intra_distillation_fairseq.errors import UserError
 _LINE_BREAKS = re.compile("[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 # What perl's \s matches in Unicode text. Python's \s also has \x1c-\x1f, so it is spelt out.
-_SPACES = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_ODD_SPACES = re.compile(f"[{_SPACE}]{{2,}}|(?! )[{_SPACE}]")  # all but the single space, which stays
+_NO_SPACE = re.compile(f"[^{_SPACE}]")
 _MAX_WORD_CHARS = 1000
 _LONG_WORD = re.compile(f"[^ ]{{{_MAX_WORD_CHARS + 1}}}")
 
@@ -41,19 +45,72 @@ def decode_lines(stream: BinaryIO, name: str, replace_invalid: bool = False) -> 
         try:
             line = raw.decode("utf-8", errors="replace" if replace_invalid else "strict")
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"'{name}' line {number} is not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start}): "
-                "convert the file to UTF-8, or give --replace-invalid-utf8"
-            ) from None
+            raise _not_utf8(name, number, raw, error) from None
         yield _LINE_BREAKS.sub(" ", line)
+
+
+def _not_utf8(name: str, number: int, line: bytes, error: UnicodeDecodeError) -> UserError:
+    return UserError(
+        f"'{name}' line {number} is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}): "
+        "convert the file to UTF-8, or give --replace-invalid-utf8"
+    )
 
 
 def read_lines(path: Path, replace_invalid: bool = False) -> Iterator[str]:
     """Yield the lines of a text file (gzip-compressed if its name ends in .gz); see `decode_lines`."""
+    with _open_text(path) as stream:
+        yield from decode_lines(stream, str(path), replace_invalid)
+
+
+def read_blocks(path: Path, lines: int, replace_invalid: bool = False) -> Iterator[bytes]:
+    r"""Yield the text of a file in blocks, checked and not decoded; `split_lines` makes lines of a block.
+
+    Args:
+        path: a text file, gzip-compressed if its name ends in .gz.
+        lines: of each block (the last one may have fewer), each closed by "\n".
+        replace_invalid: see `decode_lines`.
+
+    Raises:
+        UserError: a line is not UTF-8, or the gzip file is damaged.
+    """
+    with _open_text(path) as stream:
+        first = 1
+        while block := list(islice(stream, lines)):
+            if first == 1:
+                block[0] = block[0].removeprefix(codecs.BOM_UTF8)
+            if not block[-1].endswith(b"\n"):
+                block[-1] += b"\n"
+            yield _as_utf8(block, str(path), first, replace_invalid)
+            first += len(block)
+
+
+def _as_utf8(block: list[bytes], name: str, first: int, replace_invalid: bool) -> bytes:
+    text = b"".join(block)
+    try:
+        text.decode()
+        return text
+    except UnicodeDecodeError:
+        if replace_invalid:
+            return text.decode(errors="replace").encode()
+    for number, line in enumerate(block, start=first):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(name, number, line, error) from None
+    raise AssertionError("no character goes on after a line feed")
+
+
+def split_lines(text: bytes) -> list[str]:
+    """The lines of a block, cleaned as in `decode_lines`."""
+    return _LINE_BREAKS.sub(" ", text.decode().replace("\r\n", "\n")).split("\n")[:-1]
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[BinaryIO]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as stream:
-            yield from decode_lines(stream, str(path), replace_invalid)
+            yield stream
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise not_gzip(path, error) from None
 
@@ -63,12 +120,12 @@ def single_spaces(line: str) -> str:
 
     That script also deletes "|"; where it follows Moses' tokeniser, which escapes them, there is none.
     """
-    return _SPACES.sub(" ", line).strip(" ")
+    return _ODD_SPACES.sub(" ", line).strip(" ")
 
 
 def is_empty(line: str) -> bool:
     """Tell whether a line has nothing but spaces."""
-    return not _SPACES.sub("", line)
+    return _NO_SPACE.search(line) is None
 
 
 def keep_pair(source: str, target: str, ratio: float | None, max_words: int | None) -> bool:
@@ -87,20 +144,16 @@ def keep_pair(source: str, target: str, ratio: float | None, max_words: int | No
         return False
     if ratio is not None and (n_source / n_target > ratio or n_target / n_source > ratio):
         return False
-    return not (_LONG_WORD.search(source) or _LONG_WORD.search(target))
+    return not any(len(side) > _MAX_WORD_CHARS and _LONG_WORD.search(side) for side in (source, target))
 
 
 def count_lines(path: Path) -> int:
     """Number of lines of a text file (gzip-compressed if its name ends in .gz), an unfinished last one included."""
-    opener = gzip.open if path.suffix == ".gz" else open
     lines, last = 0, b"\n"
-    try:
-        with opener(path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                lines += block.count(b"\n")
-                last = block[-1:]
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise not_gzip(path, error) from None
+    with _open_text(path) as stream:
+        while block := stream.read(1 << 20):
+            lines += block.count(b"\n")
+            last = block[-1:]
     return lines + (last != b"\n")
 
 

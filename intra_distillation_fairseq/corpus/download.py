@@ -1,4 +1,4 @@
-"""Fetches an archive: resumed, retried, checked; with a recorded checksum."""
+"""Fetches an archive: resumed, retried, checked against a published checksum, or else a recorded one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
 
+from intra_distillation_fairseq.corpus.disk import is_full
 from intra_distillation_fairseq.corpus.stages import FileDigests
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.files import read_json, write_json, write_text
+from intra_distillation_fairseq.files import file_sha256, read_json, write_json, write_text
 
 # Copies of WIT3's 2014-01.tgz, tried in order: FBK's own, then that of the authors of the published script. The first
 # address of each answers without the page that asks whether to go on although the file is too large for a virus scan.
@@ -32,7 +35,7 @@ IWSLT14_URLS = tuple(
     )
 )
 
-_GZIP_MAGIC = b"\x1f\x8b"
+_MAGIC = {".tgz": ("gzip", b"\x1f\x8b"), ".zip": ("zip", b"PK\x03\x04")}
 _ATTEMPTS = 5
 _TIMEOUT_S = 60
 _BLOCK_BYTES = 1 << 20
@@ -44,6 +47,58 @@ class _TryAgain(Exception):
 
 class _GiveUp(Exception):
     """This address has not got the file."""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One place where a published file can be had.
+
+    Attributes:
+        url: its address; the last part is the file's name.
+        sha256: checksum published for the bytes at this address (a repacked copy has another).
+    """
+
+    url: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The file's name, which ends in .tgz or .zip."""
+        return PurePosixPath(urllib.parse.urlsplit(self.url).path).name
+
+
+def fetch_published(
+    mirrors: tuple[Mirror, ...], folder: Path, digests: FileDigests, say: Callable[[str], None], pause_s: float = 2.0
+) -> tuple[Path, str]:
+    """Make sure that a file with a published checksum lies in `folder`.
+
+    The bytes go to NAME.part, from where a later run goes on, and get their name once their checksum is right.
+
+    Args:
+        mirrors: where it can be had, tried in order.
+        folder: where it goes.
+        digests: remembers checksums of files that have not changed.
+        say: prints one line.
+        pause_s: seconds before the second attempt at an address; doubles with each.
+
+    Returns:
+        The file, under its name at the mirror that gave it, and its checksum.
+
+    Raises:
+        UserError: no mirror gave it, or what lies there has another checksum.
+    """
+    for mirror in mirrors:
+        path = folder / mirror.name
+        if path.exists():
+            actual = digests.sha256(path)
+            if actual != mirror.sha256:
+                raise UserError(
+                    f"'{path}' has the SHA-256 '{actual}', published is {mirror.sha256}: delete it to get it again"
+                )
+            return path, actual
+    addresses = [(mirror.url, folder / mirror.name, partial(_check_sha256, mirror.sha256)) for mirror in mirrors]
+    path = _fetch_any(addresses, say, pause_s, "give --archives DIR")
+    return path, next(mirror.sha256 for mirror in mirrors if mirror.name == path.name)
 
 
 def fetch(
@@ -66,11 +121,8 @@ def fetch(
     """
     record = path.with_name(path.name + ".sha256")
     if not path.exists():
-        part = path.with_name(path.name + ".part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch_any(urls, part, path, say, pause_s)
-        os.replace(part, path)
-        _source_file(part).unlink(missing_ok=True)
+        addresses = [(url, path, _check_gzip) for url in urls]
+        _fetch_any(addresses, say, pause_s, "give --archive FILE, or give another --url")
     actual = digests.sha256(path)
     if record.exists():
         expected = (record.read_text(encoding="utf-8").split() or [""])[0]
@@ -84,27 +136,37 @@ def fetch(
     say(f"SHA-256 of {path.name}, recorded in {record.name}: {actual}")
 
 
-def _fetch_any(urls: tuple[str, ...], part: Path, path: Path, say: Callable[[str], None], pause_s: float) -> None:
+def _fetch_any(
+    addresses: list[tuple[str, Path, Callable[[Path], None]]], say: Callable[[str], None], pause_s: float, instead: str
+) -> Path:
+    """Try (address, where the file goes, check of the whole file) in order; returns where it is."""
     reasons = []
-    for url in urls:
+    for url, path, check in addresses:
+        part = path.with_name(path.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _fetch_one(url, part, say, pause_s)
-            return
+            _fetch_one(url, part, check, say, pause_s)
         except _GiveUp as error:
             reasons.append(f"{url}: {error}")
             say(f"{url}: {error}")
+            continue
+        os.replace(part, path)
+        for _, other, _ in addresses:  # also what another address gave before it broke off
+            part = other.with_name(other.name + ".part")
+            part.unlink(missing_ok=True)
+            _source_file(part).unlink(missing_ok=True)
+        return path
     raise UserError(
-        f"could not download '{path.name}' ({'; '.join(reasons)}): get it with a browser and give --archive FILE, or "
-        "give another --url"
+        f"could not download '{addresses[0][1].name}' ({'; '.join(reasons)}): get it with a browser and {instead}"
     )
 
 
-def _fetch_one(url: str, part: Path, say: Callable[[str], None], pause_s: float) -> None:
+def _fetch_one(url: str, part: Path, check: Callable[[Path], None], say: Callable[[str], None], pause_s: float) -> None:
     say(f"downloading {url}")
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _receive(url, part)
-            _check_gzip(part)
+            check(part)
             return
         except _TryAgain as error:
             if attempt == _ATTEMPTS:
@@ -140,6 +202,8 @@ def _receive(url: str, part: Path) -> None:
                 write_json(_source_file(part), {"url": url, "mark": None if (mark or "").startswith("W/") else mark})
             _copy(answer, part, have, expected)
     except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
+            return  # nothing is missing: the last run was killed after the last byte
         if error.code == 416:  # the part is longer than the file: it was of another one
             part.unlink(missing_ok=True)
             raise _TryAgain("the server's file has changed") from None
@@ -153,8 +217,8 @@ def _receive(url: str, part: Path) -> None:
             raise _GiveUp(f"this host is not to be found from here ({error.reason.strerror})") from None
         raise _TryAgain(f"no connection ({error.reason})") from None
     except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and error.errno == 28:
-            raise UserError(f"no space left for '{part}': free some, or give another --out") from None
+        if is_full(error):
+            raise
         raise _TryAgain(f"the connection broke ({error or type(error).__name__})") from None
 
 
@@ -192,12 +256,20 @@ def _copy(answer: http.client.HTTPResponse, part: Path, have: int, expected: int
 
 
 def _check_magic(block: bytes, content_type: str, part: Path) -> None:
-    if block.startswith(_GZIP_MAGIC):
+    kind, magic = _MAGIC[Path(part.stem).suffix]
+    if block.startswith(magic):
         return
     part.unlink(missing_ok=True)
     if b"<html" in block[:2000].lower() or b"<!doctype html" in block[:2000].lower():
         raise _GiveUp("a web page came instead of the archive (a download quota or a sign-in)")
-    raise _GiveUp(f"what came is no gzip file (it starts with {block[:4].hex(' ')}, type '{content_type}')")
+    raise _GiveUp(f"what came is no {kind} file (it starts with {block[:4].hex(' ')}, type '{content_type}')")
+
+
+def _check_sha256(published: str, part: Path) -> None:
+    actual = file_sha256(part)
+    if actual != published:
+        part.unlink()
+        raise _GiveUp(f"what came has the SHA-256 '{actual}', published is {published}")
 
 
 def _check_gzip(part: Path) -> None:

@@ -12,13 +12,15 @@ from intra_distillation_fairseq.corpus import wit3
 from intra_distillation_fairseq.corpus.clean import read_lines
 from intra_distillation_fairseq.corpus.pairs import (
     Pair,
-    PairWriter,
     Treat,
     Treatment,
     check_pair,
+    hold_out,
     join_sides,
+    pack,
     process,
     unequal,
+    write_splits,
 )
 from intra_distillation_fairseq.corpus.pipeline import Options, version
 from intra_distillation_fairseq.corpus.stages import DataFolder, Stage, digests
@@ -120,10 +122,9 @@ def _make_train_and_valid(
             given += 1
             yield both
 
-    treated = process(counted(), Treat, (treatment, options.languages), options.jobs, f"clean {pair} train")
-    with PairWriter(raw / "train", options.languages) as train, PairWriter(raw / "valid", options.languages) as valid:
-        for number, both in enumerate(treated, start=1):
-            (train if number % _VALID_EVERY else valid).write(both)
+    chunks = pack("train", counted())
+    treated = process(chunks, Treat, (treatment, options.languages), options.jobs, f"clean {pair} train")
+    write_splits(hold_out(treated, _VALID_EVERY), raw, options.languages, ("train", "valid"))
     few = f"{pair} has too little training text: of {given} pairs, fewer than {_VALID_EVERY} are left after cleaning"
     return {split: check_pair(raw / split, options.languages, few) for split in ("train", "valid")}, given
 
@@ -132,18 +133,18 @@ def _make_test(
     orig: Path, raw: Path, options: Options, treatment: Treatment, chosen: list[str], replace_invalid: bool
 ) -> list[dict[str, Any]]:
     pair = "-".join(options.languages)
-    test_sets = []
-    with PairWriter(raw / "test", options.languages) as writer:
-        for name in chosen:
-            paths = [orig / f"{name}.{pair}.{side}.xml" for side in options.languages]
-            sides = [list(wit3.test_lines(read_lines(path, replace_invalid))) for path in paths]
-            if len(sides[0]) != len(sides[1]):
-                raise unequal((str(paths[0]), str(paths[1])), [len(side) for side in sides])
-            if not sides[0]:
-                raise UserError(f"'{paths[0]}' has no <seg> line: the archive is not whole, get it again")
-            arguments = (treatment, options.languages)
-            for both in process(zip(*sides), Treat, arguments, options.jobs, f"clean {name}", len(sides[0])):
-                writer.write(both)
-            checksums = {side: file_sha256(path) for side, path in zip(options.languages, paths)}
-            test_sets.append({"name": name, "lines": len(sides[0]), "sha256": checksums})
+    test_sets, texts = [], []
+    for name in chosen:
+        paths = [orig / f"{name}.{pair}.{side}.xml" for side in options.languages]
+        sides = [list(wit3.test_lines(read_lines(path, replace_invalid))) for path in paths]
+        if len(sides[0]) != len(sides[1]):
+            raise unequal((str(paths[0]), str(paths[1])), [len(side) for side in sides])
+        if not sides[0]:
+            raise UserError(f"'{paths[0]}' has no <seg> line: the archive is not whole, get it again")
+        checksums = {side: file_sha256(path) for side, path in zip(options.languages, paths)}
+        test_sets.append({"name": name, "lines": len(sides[0]), "sha256": checksums})
+        texts += zip(*sides)
+    chunks = pack("test", texts)
+    treated = process(chunks, Treat, (treatment, options.languages), options.jobs, f"clean {pair} test", len(texts))
+    write_splits(treated, raw, options.languages, ("test",))
     return test_sets

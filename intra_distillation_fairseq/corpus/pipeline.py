@@ -10,7 +10,7 @@ from typing import Any
 from intra_distillation_fairseq.corpus import subwords
 from intra_distillation_fairseq.corpus.binarise import binarise, check_binarised
 from intra_distillation_fairseq.corpus.manifest import build_manifest
-from intra_distillation_fairseq.corpus.pairs import PairWriter, check_pair, process, read_pairs
+from intra_distillation_fairseq.corpus.pairs import check_pair, process, read_chunks, write_splits
 from intra_distillation_fairseq.corpus.stages import DataFolder, Stage, digests
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.files import read_json, write_json
@@ -31,6 +31,8 @@ class Options:
         vocab_size_at_most: where the text is too small for `vocab_size`, take as many as it gives.
         spm_train_on_all: learn the pieces from valid and test too, as published, and not from train only.
         jobs: number of processes.
+        spm_lines: most lines, of both languages together, to learn the pieces from.
+        piece_limits: ratio of lengths and most pieces above which a pair of train or valid is not encoded. None: any.
     """
 
     corpus: str
@@ -39,6 +41,8 @@ class Options:
     vocab_size_at_most: bool
     spm_train_on_all: bool
     jobs: int
+    spm_lines: int = subwords.TRAINING_OPTIONS["input_sentence_size"]
+    piece_limits: tuple[float, int] | None = None
 
 
 def version(*distributions: str) -> str:
@@ -71,6 +75,7 @@ def finish(folder: DataFolder, options: Options, raw: dict[str, Any]) -> dict[st
     texts = [f"raw/{split}.{lang}" for split in SPLITS for lang in options.languages]
     # Sorted as `ls` lists them for the published command: the order of the text decides ties between pieces.
     train_on = sorted(name for name in texts if options.spm_train_on_all or name.startswith("raw/train."))
+    lines = sum(raw["report"]["lines"][Path(name).stem] for name in train_on)
     raw_digests = digests(raw, "raw/")
     spm_version = version("sentencepiece")
 
@@ -78,12 +83,12 @@ def finish(folder: DataFolder, options: Options, raw: dict[str, Any]) -> dict[st
         (out / "spm").mkdir()
         files, pieces = [data / name for name in train_on], options.vocab_size
         try:
-            subwords.train(files, pieces, out / "spm")
+            subwords.train(files, pieces, out / "spm", lines, options.spm_lines)
         except subwords.VocabularyTooLarge as error:
             if not options.vocab_size_at_most:
                 raise
             pieces = error.largest
-            subwords.train(files, pieces, out / "spm")
+            subwords.train(files, pieces, out / "spm", lines, options.spm_lines)
         types = subwords.write_dictionary(out / "spm/spm.vocab", out / "dict.txt")
         return {"pieces": pieces, "types": types}
 
@@ -93,6 +98,8 @@ def finish(folder: DataFolder, options: Options, raw: dict[str, Any]) -> dict[st
         "sentencepiece": spm_version,
         **subwords.TRAINING_OPTIONS,
     }
+    if lines > options.spm_lines:
+        settings["spm_lines_evenly_spaced"] = options.spm_lines
     learnt = folder.run(Stage("subwords", settings, {name: raw_digests[name] for name in train_on}, make_subwords))
     pieces = learnt["report"]["pieces"]
     if pieces < options.vocab_size:
@@ -104,22 +111,24 @@ def finish(folder: DataFolder, options: Options, raw: dict[str, Any]) -> dict[st
     def make_pieces(out: Path) -> dict[str, Any]:
         lines = {}
         for split in SPLITS:
-            stem = out / "pieces" / split
-            pairs = read_pairs(data / f"raw/{split}.{source}", data / f"raw/{split}.{target}")
-            arguments = (data / "spm/spm.model", split != "test")
+            chunks = read_chunks(split, data / f"raw/{split}.{source}", data / f"raw/{split}.{target}")
+            arguments = (data / "spm/spm.model", split != "test", options.piece_limits)
             encoded = process(
-                pairs, subwords.Encoder, arguments, options.jobs, f"encode {split}", raw["report"]["lines"][split]
+                chunks, subwords.Encoder, arguments, options.jobs, f"encode {split}", raw["report"]["lines"][split]
             )
-            with PairWriter(stem, options.languages) as writer:
-                for pair in encoded:
-                    writer.write(pair)
-            lines[split] = check_pair(stem, options.languages, f"no pair of {split} has a piece on both sides")
+            write_splits(encoded, out / "pieces", options.languages, (split,))
+            lines[split] = check_pair(
+                out / "pieces" / split, options.languages, f"no pair of {split} is left once it is in pieces"
+            )
         if lines["test"] != raw["report"]["lines"]["test"]:
             raise UserError(f"{lines['test']} encoded test lines of {raw['report']['lines']['test']}")
         return {"lines": lines}
 
+    settings = {"sentencepiece": spm_version}
+    if options.piece_limits:
+        settings |= dict(zip(("ratio_in_pieces", "max_pieces"), options.piece_limits))
     inputs = {**raw_digests, **digests(learnt, "spm/spm.model")}
-    encoded = folder.run(Stage("encode", {"sentencepiece": spm_version}, inputs, make_pieces))
+    encoded = folder.run(Stage("encode", settings, inputs, make_pieces))
 
     def make_binary(out: Path) -> dict[str, Any]:
         lines = encoded["report"]["lines"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from intra_distillation_fairseq.corpus.clean import read_lines
+from intra_distillation_fairseq.corpus.clean import keep_pair, read_lines
 from intra_distillation_fairseq.errors import UserError
 
 # Everything of the published training command, and num_threads: each number of threads learns another vocabulary.
@@ -16,6 +18,8 @@ TRAINING_OPTIONS = {
     "input_sentence_size": 1000000,
     "num_threads": 16,
 }
+Item = TypeVar("Item")
+
 FAIRSEQ_SPECIALS = 4  # <s> <pad> </s> <unk>, which every fairseq dictionary has
 _SENTENCEPIECE_SPECIALS = 3  # <unk> <s> </s>, the first of its vocabulary
 
@@ -31,7 +35,13 @@ class VocabularyTooLarge(UserError):
         self.largest = largest
 
 
-def train(files: list[Path], vocab_size: int, folder: Path) -> None:
+def train(
+    files: list[Path],
+    vocab_size: int,
+    folder: Path,
+    lines: int = 0,
+    most: int = TRAINING_OPTIONS["input_sentence_size"],
+) -> None:
     """Learn a model from text files; writes spm.model and spm.vocab into `folder`.
 
     The text is handed over line by line and not by file name, because the model would otherwise store the names and
@@ -41,6 +51,9 @@ def train(files: list[Path], vocab_size: int, folder: Path) -> None:
         files: raw text, in the order that the training sees it.
         vocab_size: number of pieces, sentencepiece's own three included.
         folder: where to write.
+        lines: of all files together; 0 for not counted, which takes all.
+        most: where there are more lines than this, learn from so many of them, evenly spaced over the text. Chosen
+            here, because sentencepiece holds what it is given in memory.
 
     Raises:
         VocabularyTooLarge: the text gives fewer pieces than asked.
@@ -49,10 +62,14 @@ def train(files: list[Path], vocab_size: int, folder: Path) -> None:
     import sentencepiece
 
     model = io.BytesIO()
-    sentences = (line for path in files for line in read_lines(path))
+    sentences = evenly_spaced((line for path in files for line in read_lines(path)), lines, most)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences, model_writer=model, vocab_size=vocab_size, minloglevel=2, **TRAINING_OPTIONS
+            sentence_iterator=sentences,
+            model_writer=model,
+            vocab_size=vocab_size,
+            minloglevel=2,
+            **TRAINING_OPTIONS | {"input_sentence_size": max(most, TRAINING_OPTIONS["input_sentence_size"])},
         )
     except (RuntimeError, OSError) as error:
         raise _explain(str(error), vocab_size) from None
@@ -61,6 +78,13 @@ def train(files: list[Path], vocab_size: int, folder: Path) -> None:
     with open(folder / "spm.vocab", "w", encoding="utf-8", newline="\n") as out:
         for i in range(processor.get_piece_size()):
             out.write(f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n")
+
+
+def evenly_spaced(items: Iterable[Item], total: int, wanted: int) -> Iterator[Item]:
+    """Yield `wanted` of `total` items at even distances, in order; all of them where there are no more."""
+    for number, item in enumerate(items):
+        if total <= wanted or number * wanted // total < (number + 1) * wanted // total:
+            yield item
 
 
 def _explain(message: str, vocab_size: int) -> UserError:
@@ -92,20 +116,21 @@ class Encoder:
         model: path of spm.model.
         drop_empty: leave out a pair of which a side has no piece. A test line must stay: fairseq takes an empty line,
             and a hypothesis must stand against every reference.
+        limits: ratio of lengths and most pieces of a side above which a pair is left out, exactly these are kept; the
+            filter of clean-corpus-n.perl, counting pieces. Only with `drop_empty`. None: any.
     """
 
-    def __init__(self, model: Path, drop_empty: bool) -> None:
+    def __init__(self, model: Path, drop_empty: bool, limits: tuple[float, int] | None = None) -> None:
         import sentencepiece
 
         self._model = sentencepiece.SentencePieceProcessor(model_file=str(model))
         self._drop_empty = drop_empty
+        self._limits = limits
 
     def __call__(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the pairs with pieces separated by spaces."""
-        sources = self._model.encode([source for source, _ in pairs], out_type=str)
-        targets = self._model.encode([target for _, target in pairs], out_type=str)
-        return [
-            (" ".join(source), " ".join(target))
-            for source, target in zip(sources, targets)
-            if (source and target) or not self._drop_empty
-        ]
+        sides = [self._model.encode(list(lines), out_type=str) for lines in zip(*pairs)]
+        encoded = [(" ".join(source), " ".join(target)) for source, target in zip(*sides)]
+        if not self._drop_empty:
+            return encoded
+        return [pair for pair in encoded if all(pair) and (not self._limits or keep_pair(*pair, *self._limits))]

@@ -9,13 +9,13 @@ from typing import Any
 
 from intra_distillation_fairseq.corpus.clean import count_lines
 from intra_distillation_fairseq.corpus.pairs import (
-    PairWriter,
     Treat,
     Treatment,
     check_pair,
     process,
-    read_pairs,
+    read_chunks,
     unequal,
+    write_splits,
 )
 from intra_distillation_fairseq.corpus.pipeline import SPLITS, Options, version
 from intra_distillation_fairseq.corpus.stages import DataFolder, FileDigests, Stage
@@ -92,13 +92,11 @@ def make_raw(folder: DataFolder, options: Options, text: UserText, known: FileDi
                 raise unequal((str(files[split][0]), str(files[split][1])), counts)
             given[split] = counts[0]
         for split in SPLITS:
-            pairs = read_pairs(files[split][0], files[split][1], text.replace_invalid)
+            chunks = read_chunks(split, files[split][0], files[split][1], text.replace_invalid)
             treated = process(
-                pairs, Treat, (text.treatment(split), options.languages), options.jobs, f"clean {split}", given[split]
+                chunks, Treat, (text.treatment(split), options.languages), options.jobs, f"clean {split}", given[split]
             )
-            with PairWriter(out / "raw" / split, options.languages) as writer:
-                for pair in treated:
-                    writer.write(pair)
+            write_splits(treated, out / "raw", options.languages, (split,))
             lines[split] = check_pair(
                 out / "raw" / split,
                 options.languages,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from intra_distillation_fairseq.corpus.disk import is_full
 from intra_distillation_fairseq.errors import UserError
 
 LANGUAGES = ("ar", "de", "es", "fa", "he", "it", "nl", "pl")
@@ -79,6 +80,8 @@ def extract_pair(archive: Path, lang: str, folder: Path) -> list[str]:
         with open(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|gz") as outer:
             written = _extract(outer, pair, wanted, folder, seen)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        if is_full(error):
+            raise
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"cannot read the archive '{archive}' ({error.strerror}): check the path") from None
         raise UserError(

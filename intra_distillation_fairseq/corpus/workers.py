@@ -1,4 +1,4 @@
-"""Work on chunks of sentence pairs in several processes, results in order."""
+"""Work in several processes, results in order."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from typing import TypeVar
 
 from intra_distillation_fairseq.errors import UserError
 
-Pair = tuple[str, str]
+Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-CHUNK_PAIRS = 2000
 
 
 def die_with_parent() -> None:
@@ -39,20 +37,22 @@ def _start_worker(parent: int, initializer: Callable[..., None], arguments: tupl
     initializer(*arguments)
 
 
-def map_pairs(
-    function: Callable[[list[Pair]], Result],
-    pairs: Iterable[Pair],
+def _start_nothing() -> None:
+    pass
+
+
+def map_in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
     jobs: int,
-    initializer: Callable[..., None],
+    initializer: Callable[..., None] = _start_nothing,
     arguments: tuple = (),
 ) -> Iterator[Result]:
-    """Apply `function` to chunks of pairs and yield the results in the order of the pairs.
-
-    Both sides of a pair travel in one task, so that no worker can shift them against each other.
+    """Apply `function` to items in several processes and yield the results in the order of the items.
 
     Args:
-        function: takes a list of at most 2,000 pairs.
-        pairs: any number of them; read as the work goes on, never all at once.
+        function: a function of a module, called in a worker.
+        items: any number of them; taken as the work goes on, never all at once.
         jobs: number of processes; 1 works in this one.
         initializer: called once in each worker, with `arguments`.
         arguments: see `initializer`.
@@ -60,21 +60,20 @@ def map_pairs(
     Raises:
         UserError: a worker was killed from outside, which is nearly always for lack of memory.
     """
-    iterator = iter(pairs)
-    chunks = iter(lambda: list(islice(iterator, CHUNK_PAIRS)), [])
+    iterator = iter(items)
     if jobs == 1:
         initializer(*arguments)
-        yield from map(function, chunks)
+        yield from map(function, iterator)
         return
     pool = ProcessPoolExecutor(
         jobs, mp_context=get_context("fork"), initializer=_start_worker, initargs=(os.getpid(), initializer, arguments)
     )
     try:
-        waiting = deque(pool.submit(function, chunk) for chunk in islice(chunks, 2 * jobs))
+        waiting = deque(pool.submit(function, item) for item in islice(iterator, 2 * jobs))
         while waiting:
             result = waiting.popleft().result()
-            for chunk in islice(chunks, 1):
-                waiting.append(pool.submit(function, chunk))
+            for item in islice(iterator, 1):
+                waiting.append(pool.submit(function, item))
             yield result
     except BrokenProcessPool:
         raise UserError(

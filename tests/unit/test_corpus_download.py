@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
-from intra_distillation_fairseq.corpus.download import IWSLT14_URLS, fetch
+from intra_distillation_fairseq.corpus.download import IWSLT14_URLS, Mirror, fetch, fetch_published
 from intra_distillation_fairseq.corpus.stages import FileDigests
+from intra_distillation_fairseq.corpus.wmt17_archives import ARCHIVES, check_local, find_local
 from intra_distillation_fairseq.errors import UserError
 
 ARCHIVE = gzip.compress(random.Random(1).randbytes(3_000_000), mtime=0)
@@ -53,6 +54,11 @@ class Server:
             return
         start = 0
         wanted = request.headers.get("Range")
+        if wanted == f"bytes={len(self.body)}-" and self.ranges:
+            request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(self.body)}")
+            request.end_headers()
+            return
         if wanted and self.ranges and request.headers.get("If-Range") == self.etag:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
         request.send_response(206 if start else 200)
@@ -211,3 +217,137 @@ def test_bad_address(get, url):
 def test_default_addresses_are_whole():
     assert len(set(IWSLT14_URLS)) == 4
     assert all(url.startswith("https://") and "{}" not in url for url in IWSLT14_URLS)
+
+
+ZIP = b"PK\x03\x04" + random.Random(2).randbytes(1_000_000)
+ZIP_DIGEST = hashlib.sha256(ZIP).hexdigest()
+
+
+@pytest.fixture
+def copy():
+    """A second server, which has the archive packed again as .zip."""
+    server = Server()
+    server.body, server.kind, server.url = ZIP, "application/zip", server.url.replace(".tgz", ".zip")
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+@pytest.fixture
+def published(server, copy, tmp_path):
+    """published() fetches from both servers, in order; said lines are in published.said."""
+
+    def run():
+        mirrors = (Mirror(server.url, DIGEST), Mirror(copy.url, ZIP_DIGEST))
+        digests = FileDigests(tmp_path / "known.json")
+        return fetch_published(mirrors, tmp_path, digests, run.said.append, pause_s=0)
+
+    run.said = []
+    return run
+
+
+def test_published_whole(server, copy, published, tmp_path):
+    assert published() == (tmp_path / "2014-01.tgz", DIGEST)
+    assert files(tmp_path) == ["2014-01.tgz"] and (tmp_path / "2014-01.tgz").read_bytes() == ARCHIVE
+    assert published() == (tmp_path / "2014-01.tgz", DIGEST)
+    assert len(server.seen) == 1 and not copy.seen  # not fetched twice
+
+
+def test_published_goes_on_where_it_broke_off(server, published):
+    server.cut = 1
+    assert published()[1] == DIGEST
+    assert server.seen == [None, f"bytes={len(ARCHIVE) // 2}-"]
+
+
+def test_killed_after_the_last_byte(server, copy, published, tmp_path):
+    """All is there but the name: nothing comes twice."""
+    server.cut, copy.errors = 5, [404]
+    with pytest.raises(UserError):
+        published()
+    (tmp_path / "2014-01.tgz.part").write_bytes(ARCHIVE)
+    assert published() == (tmp_path / "2014-01.tgz", DIGEST)
+    assert server.seen[-1] == f"bytes={len(ARCHIVE)}-" and files(tmp_path) == ["2014-01.tgz"]
+
+
+def test_the_copy_is_taken_where_the_first_always_breaks_off(server, published, tmp_path):
+    server.cut = 5
+    assert published() == (tmp_path / "2014-01.zip", ZIP_DIGEST)
+    assert files(tmp_path) == ["2014-01.zip"]
+
+
+def test_the_copy_is_taken_where_the_first_has_it_not(server, copy, published, tmp_path):
+    server.errors = [404]
+    assert published() == (tmp_path / "2014-01.zip", ZIP_DIGEST)
+    assert f"{server.url}: the server answered 404 (Not Found)" in published.said
+    published()
+    assert len(server.seen) == len(copy.seen) == 1  # the copy is there: the first is not asked again
+
+
+def test_the_copy_is_taken_where_the_first_has_other_bytes(server, published, tmp_path):
+    server.body = gzip.compress(b"another archive", mtime=0)
+    assert published() == (tmp_path / "2014-01.zip", ZIP_DIGEST)
+    actual = hashlib.sha256(server.body).hexdigest()
+    assert f"{server.url}: what came has the SHA-256 '{actual}', published is {DIGEST}" in published.said
+    assert not list(tmp_path.glob("*.tgz*.part"))
+
+
+def test_wrong_everywhere(server, copy, published, tmp_path):
+    server.body, copy.body = gzip.compress(b"another archive", mtime=0), b"no zip"
+    with pytest.raises(UserError) as error:
+        published()
+    actual = hashlib.sha256(server.body).hexdigest()
+    assert str(error.value) == (
+        f"could not download '2014-01.tgz' ({server.url}: what came has the SHA-256 '{actual}', published is {DIGEST}; "
+        f"{copy.url}: what came is no zip file (it starts with 6e 6f 20 7a, type 'application/zip')): get it with a "
+        "browser and give --archives DIR"
+    )
+    assert not list(tmp_path.glob("2014-01.tgz")) + list(tmp_path.glob("2014-01.zip"))
+
+
+def test_what_lies_there_is_checked(server, published, tmp_path):
+    published()
+    (tmp_path / "2014-01.tgz").write_bytes(b"tampered")
+    actual = hashlib.sha256(b"tampered").hexdigest()
+    with pytest.raises(UserError) as error:
+        published()
+    assert str(error.value) == (
+        f"'{tmp_path / '2014-01.tgz'}' has the SHA-256 '{actual}', published is {DIGEST}: delete it to get it again"
+    )
+
+
+def test_a_full_disk_ends_the_attempts(server, published, monkeypatch):
+    def full(*_):
+        return open("/dev/full", "ab", buffering=0)
+
+    monkeypatch.setattr("intra_distillation_fairseq.corpus.download.open", full, raising=False)
+    with pytest.raises(OSError, match="No space left on device"):
+        published()
+    assert len(server.seen) == 1
+
+
+def test_published_archives():
+    names = [mirror.name for archive in ARCHIVES for mirror in archive.mirrors]
+    assert [name.rsplit(".")[-1] for name in names] == ["tgz", "zip"] * 3 and len(set(names)) == 6
+    sums = {mirror.sha256 for archive in ARCHIVES for mirror in archive.mirrors}
+    assert len(sums) == 6 and all(len(bytes.fromhex(one)) == 32 for one in sums)
+    assert sum(archive.pairs for archive in ARCHIVES) == 4_590_101  # the count of fairseq's script
+
+
+def test_local_archives(tmp_path):
+    europarl, digests = ARCHIVES[0], FileDigests(tmp_path / "known.json")
+    with pytest.raises(UserError) as error:
+        find_local(europarl, tmp_path)
+    assert str(error.value) == (
+        f"--archives '{tmp_path}' has no 'training-parallel-europarl-v7.tgz' (nor training-parallel-europarl-v7.zip): "
+        "put it there, or leave --archives away to download the archives"
+    )
+    path = tmp_path / "training-parallel-europarl-v7.zip"
+    path.write_bytes(b"mine")
+    actual = hashlib.sha256(b"mine").hexdigest()
+    with pytest.raises(UserError) as error:
+        check_local(europarl, tmp_path, digests, accept_other=False)
+    assert str(error.value) == (
+        f"'{path}' has the SHA-256 '{actual}', published is {europarl.mirrors[1].sha256}: get it again, or give "
+        "--accept-other-archives to take it as it is"
+    )
+    assert check_local(europarl, tmp_path, digests, accept_other=True) == (path, actual)

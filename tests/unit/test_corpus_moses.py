@@ -34,8 +34,33 @@ def test_tokenise(lang, line, expected):
 
 
 @pytest.mark.parametrize(
+    ("lang", "line", "expected", "detokenised"),
+    [
+        ("en", "a well-known U.S.-based 5-year-old", "a well @-@ known U.S.-based 5 @-@ year @-@ old", None),
+        ("de", "E-Mail-Adresse - x-", "E @-@ Mail @-@ Adresse - x-", None),
+        ("en", "a--b -c- é-ü 漢-字", "a--b -c- é @-@ ü 漢 @-@ 字", None),
+        ("de", "Nord-/Süd", "Nord- / Süd", "Nord- / Süd"),
+    ],
+)
+def test_aggressive(lang, line, expected, detokenised):
+    """tokenizer.perl -a; the detokeniser joins the words again."""
+    moses = Moses(lang, aggressive=True)
+    assert moses.tokenise(line) == expected
+    assert moses.detokenise(expected) == (detokenised or line)
+
+
+@pytest.mark.parametrize(
     ("lang", "line", "expected"),
     [
+        # between plain words nothing changes, beside others the rules of single words hold
+        (
+            "en",
+            "the dogs &apos; bowls &quot; big small &quot; 漢字 is x &apos;s y",
+            "the dogs' bowls \"big small\" 漢字 is x's y",
+        ),
+        ("de", "漢字 a b ( c d ) . „ e f “ g", "漢字 a b (c d). „e f“ g"),
+        ("fr", "ーe j n&apos; t l&apos; ami", "ーe j n't l'ami"),
+        ("it", "漢a n&apos; t", "漢a n't"),
         ("en", "it &apos;s r &amp; amp ; d , ok ?", "it's r & amp; d, ok?"),
         ("en", "&quot; so &quot; ( he said ) $ 5", '"so" (he said) $5'),
         ("it", "l&apos; amico", "l'amico"),

@@ -79,3 +79,41 @@ def test_empty_sides(model):
     assert [target.replace(" ", "").replace("▁", "") for _, target in kept] == ["bi", "da"]
     every = subwords.Encoder(model / "spm.model", drop_empty=False)(pairs)
     assert len(every) == 4 and every[1][0] == "" and every[2][1] == ""
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(10, 3), (10, 9), (10, 10), (10, 11), (7, 1), (1000, 333), (0, 5)])
+def test_evenly_spaced(total, wanted):
+    got = list(subwords.evenly_spaced(range(total), total, wanted))
+    assert len(got) == min(total, wanted) and got == sorted(got)
+    gaps = {after - before for before, after in zip(got, got[1:])}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_learns_from_the_sample_only(text, tmp_path):
+    """The model of a sample is that of a text of just these lines."""
+    lines = [line for lang in ("de", "en") for line in (text / f"train.{lang}").read_text().split("\n")[:-1]]
+    (tmp_path / "sample").write_text("".join(line + "\n" for line in subwords.evenly_spaced(lines, 600, 200)))
+    for name, files, counts in (
+        ("a", [text / "train.de", text / "train.en"], (600, 200)),
+        ("b", [tmp_path / "sample"], (200, 200)),
+    ):
+        (tmp_path / name).mkdir()
+        subwords.train(files, 100, tmp_path / name, *counts)
+    assert (tmp_path / "a/spm.model").read_bytes() == (tmp_path / "b/spm.model").read_bytes()
+
+
+def test_pieces_are_counted(model):
+    """Exactly the ratio and exactly the most pieces stay; in test, everything does."""
+    encoder = subwords.Encoder(model / "spm.model", drop_empty=False)
+    line, longer = "ba ba", "ba ba ba"
+    few, more = (len(encoder([(text, text)])[0][0].split()) for text in (line, longer))
+    pairs = [(line, longer), (longer, line), (longer, longer), ("", line)]
+    for ratio, most, kept in (
+        (more / few, more, pairs[:3]),
+        (more / few - 0.01, more, pairs[2:3]),
+        (9, more, pairs[:3]),
+        (9, more - 1, []),
+    ):
+        limited = subwords.Encoder(model / "spm.model", drop_empty=True, limits=(ratio, most))
+        assert limited(pairs) == encoder(kept) if kept else limited(pairs) == []
+        assert len(subwords.Encoder(model / "spm.model", drop_empty=False, limits=(ratio, most))(pairs)) == 4

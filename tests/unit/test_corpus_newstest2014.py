@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import hashlib
+import re
+
+import pytest
+from wit3_sample import tgz
+
+from intra_distillation_fairseq.corpus import newstest2014
+from intra_distillation_fairseq.corpus.stages import FileDigests
+from intra_distillation_fairseq.errors import UserError
+
+SGM = (
+    '<refset setid="newstest2014" srclang="any" trglang="de">\n<doc sysid="ref" docid="d" genre="news">\n<p>\n'
+    '<seg id="1">Gutach:  Noch mehr\u00a0Sicherheit </seg>\n<seg id="2"> „R&amp;D“ – it’s <b>1 & 2</b>\t!</seg>\n'
+    '</p>\n<seg id="3"></seg>\n</doc>\n</refset>\n'
+)
+MEMBERS = {"test-full/newstest2014-deen-src.en.sgm": SGM, "test-full/newstest2014-deen-ref.de.sgm": SGM}
+LINES = ["Gutach: Noch mehr Sicherheit", "„R&amp;D“ – it’s <b>1 & 2</b> !", ""]
+
+
+@pytest.fixture
+def digests(tmp_path):
+    return FileDigests(tmp_path / "known.json")
+
+
+def test_sentences_are_those_of_sacrebleu(tmp_path):
+    from sacrebleu.dataset.fake_sgml import FakeSGMLDataset
+
+    (tmp_path / "a.sgm").write_text(SGM)
+    FakeSGMLDataset("wmt14/full", langpairs={})._convert_format(str(tmp_path / "a.sgm"), str(tmp_path / "a.txt"))
+    assert newstest2014.segments(tmp_path / "a.sgm") == (tmp_path / "a.txt").read_text().split("\n")[:-1] == LINES
+
+
+def test_from_the_archive(tmp_path, digests):
+    archive = tgz(MEMBERS)
+    (tmp_path / "test-full.tgz").write_bytes(archive)
+    test = newstest2014.from_archive(tmp_path / "test-full.tgz", digests, accept_other=True)
+    assert test.read(tmp_path) == [(line, line) for line in LINES]
+    assert test.sha256 == {"test-full.tgz": hashlib.sha256(archive).hexdigest()}
+
+
+def test_another_archive_is_refused(tmp_path, digests):
+    (tmp_path / "test-full.tgz").write_bytes(b"other")
+    md5 = hashlib.md5(b"other").hexdigest()
+    message = (
+        f"'{tmp_path / 'test-full.tgz'}' has the MD5 '{md5}', published is a8cd784e006feb32ac6f3d9ec7eb389a: get it "
+        "again, or give --accept-other-archives to take it as it is"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        newstest2014.from_archive(tmp_path / "test-full.tgz", digests, accept_other=False)
+
+
+def test_sides_of_different_length(tmp_path, digests):
+    other = {**MEMBERS, "test-full/newstest2014-deen-ref.de.sgm": SGM.replace('<seg id="3"></seg>\n', "")}
+    (tmp_path / "test-full.tgz").write_bytes(tgz(other))
+    test = newstest2014.from_archive(tmp_path / "test-full.tgz", digests, accept_other=True)
+    with pytest.raises(UserError, match=r"-src\.en\.sgm' has 3 lines and '.*-ref\.de\.sgm' has 2: a parallel text"):
+        test.read(tmp_path)
+
+
+class Dataset:
+    """Stands for sacrebleu's wmt14/full."""
+
+    def __init__(self, folder, error=None):
+        self.folder, self.error = folder, error
+
+    def get_source_file(self, pair):
+        if self.error:
+            raise self.error
+        return str(self.folder / f"{pair}.src")
+
+    def get_reference_files(self, pair):
+        return [str(self.folder / f"{pair}.ref")]
+
+
+def test_through_sacrebleu(tmp_path, digests, monkeypatch):
+    (tmp_path / "en-de.src").write_text("one\ntwo\n")
+    (tmp_path / "en-de.ref").write_text("eins\nzwei\n")
+    monkeypatch.setattr("sacrebleu.dataset.DATASETS", {"wmt14/full": Dataset(tmp_path)})
+    test = newstest2014.from_sacrebleu(digests)
+    assert test.read(tmp_path / "unused") == [("one", "eins"), ("two", "zwei")]
+    assert test.sha256["sacrebleu wmt14/full/en-de.src"] == hashlib.sha256(b"one\ntwo\n").hexdigest()
+
+
+@pytest.mark.parametrize(("error", "why"), [(OSError("no\nroute"), "no route"), (SystemExit(1), "1")])
+def test_sacrebleu_cannot_get_it(tmp_path, digests, monkeypatch, error, why):
+    monkeypatch.setattr("sacrebleu.dataset.DATASETS", {"wmt14/full": Dataset(tmp_path, error)})
+    with pytest.raises(UserError) as raised:
+        newstest2014.from_sacrebleu(digests)
+    assert str(raised.value) == (
+        f"sacrebleu could not get its test set wmt14/full ({why}): check the network, or put test-full.tgz "
+        "(https://statmt.org/wmt14/test-full.tgz) into a folder with the other archives and give --archives DIR"
+    )
+
+
+def test_a_full_disk_is_not_the_network_s_fault(tmp_path, digests, monkeypatch):
+    error = OSError(28, "No space left on device")
+    monkeypatch.setattr("sacrebleu.dataset.DATASETS", {"wmt14/full": Dataset(tmp_path, error)})
+    with pytest.raises(OSError, match="No space left"):
+        newstest2014.from_sacrebleu(digests)
