@@ -8,6 +8,7 @@ from typing import Any
 from intra_distillation_fairseq.files import replacing
 
 PAIRS_PER_ROW = 4
+_LEGEND_INCHES = 1.7  # width of one of its entries, "transformer, published" being the longest
 # Methods differ in their grey and keep their order; the published bars are hatched as well.
 _LIGHTEST = 0.85
 
@@ -51,9 +52,8 @@ def draw_table(table: dict[str, Any], out: Path) -> list[Path]:
         _draw_row(axes, series, [pairs[number] for number in members], members)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(handles), 6), frameon=False, fontsize=8
-        )
+        columns = min(len(handles), int(width // _LEGEND_INCHES))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     figure.suptitle(table["title"], fontsize=10)
     files = [out.with_name(out.name + ending) for ending in (".png", ".pdf")]
     for path in files:
@@ -82,10 +82,14 @@ def _draw_row(axes: Any, series: list, pairs: list[str], members: range) -> None
             for colour, line in (("1.0", 2.4), ("0.35", 1.0)):
                 axes.errorbar(*map(list, zip(*whiskers)), fmt="none", ecolor=colour, elinewidth=line, capsize=2)
         for x, (_, score, sd) in zip(at, known):
-            axes.text(x, score + (sd or 0) + 0.4, f"{score:.1f}", rotation=90, ha="center", va="bottom", fontsize=6)
+            place_above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+            axes.annotate(f"{score:.1f}", (x, score + (sd or 0)), rotation=90, fontsize=6, **place_above)
     axes.set_xticks(range(len(pairs)), pairs)
     axes.set_xlim(-0.5, len(pairs) - 0.5)
     axes.set_ylabel("BLEU")
-    axes.margins(y=0.15)
+    highest = max(
+        (score + (sd or 0) for _, _, values in series for score, sd in values if score is not None), default=0
+    )
+    axes.set_ylim(0, max(1.0, 1.18 * highest))  # the same in all rows; scores near 0 are shown as such
     axes.grid(axis="y", color="0.88", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -109,6 +109,8 @@ def _evaluate(
     out_score, link = out / "score.json", out / ".checkpoint.pt"
     shown = args.run_dir / out_score.relative_to(folder.folder)  # as the user gave it
     evaluation = evaluation_from(record["evaluation"])
+    # Asked before the checkpoints are kept: a run that had finished does not exchange them any more.
+    finished = (read_json(folder.finished) or {}).get("time")
     kept = [_keep(path, out / f".source{index}.pt") for index, path in enumerate(sources)]
     try:
         inputs = {
@@ -118,6 +120,8 @@ def _evaluate(
         }
         old = read_json(out_score)
         if not args.force and isinstance(old, dict) and old.get("inputs") == inputs and _complete(out, len(references)):
+            if "finished" not in old or old["finished"] != finished:
+                write_json(out_score, {**old, "finished": finished})
             print("already evaluated, nothing to do (--force does it again)", file=sys.stderr)
             print(_line(old, data, shown))
             return 0
@@ -138,6 +142,7 @@ def _evaluate(
             "files": [path.name for path in sources],
             "pair": data.pair,
             "seconds": round(time.monotonic() - started, 1),
+            "finished": finished,
             "inputs": inputs,
         }
         write_json(out_score, result)

@@ -13,10 +13,10 @@ from intra_distillation_fairseq.cli.evaluate import check_checkpoint_name
 from intra_distillation_fairseq.cli.prepare_options import whole_number
 from intra_distillation_fairseq.cli.table import write_table
 from intra_distillation_fairseq.cli.train import ROOT
-from intra_distillation_fairseq.corpus.disk import is_full
+from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import devices, launch
-from intra_distillation_fairseq.experiments.cells import Cell, add_to_plan
+from intra_distillation_fairseq.experiments.cells import Cell, add_to_plan, failure_lines
 from intra_distillation_fairseq.experiments.jobs import Place, cpu_places, gpu_places
 from intra_distillation_fairseq.experiments.prepared import open_prepared
 from intra_distillation_fairseq.experiments.published import TABLES
@@ -61,6 +61,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", default="best", help="which to evaluate: best, last or averageN (default: %(default)s)"
     )
+    parser.add_argument(
+        "--keep-checkpoints",
+        action="store_true",
+        help="keep every checkpoint of a cell that is done (default: best and last; all with --checkpoint averageN)",
+    )
     parser.epilog = "FLAGS: any flags of fairseq-train, for all cells; they win over the config"
 
 
@@ -71,31 +76,29 @@ def run(args: argparse.Namespace) -> int:
         for name, value in (("gpus", args.gpus), ("gpus-per-cell", args.gpus_per_cell), ("parallel", args.parallel))
     }
     task = _task(args)
-    if task.results.exists() and not task.results.is_dir():
-        raise UserError(f"--results '{task.results}' is a file: give a folder")
-    try:
+    work = Reproduction(task, say)
+    # Asked only where there is something to compute, and before anything is written: it can refuse.
+    places = _places(task, args.table, counts) if work.left else []
+    with explain_full_disk(task.results, "--results"):
         with lock(task.results / ".reproduce.lock", "the results folder") as held:
-            add_to_plan(task.results, args.table, task.checkpoint, task.data_root, task.cells)
-            work = Reproduction(task, held, say)
+            of_folder = add_to_plan(task.results, args.table, task.checkpoint, task.data_root, task.cells)
             status = 0
             if work.left:
-                places = _places(task, args.table, counts)
                 where = ", ".join(dict.fromkeys(place.name for place in places))
                 say(f"{len(task.cells)} cells: {work.done} done, {work.left} to go, {len(places)} at a time on {where}")
-                status = work.run(places)
+                status = work.run(places, held)
             else:
                 say(f"all {len(task.cells)} cells are done")
-    except OSError as error:
-        if not is_full(error):
-            raise
-        raise UserError(
-            f"no space left for '{error.filename or task.results}': free some, the same command then goes on"
-        ) from None
-    if status:
-        say(f"stopped by {signal.Signals(status - 128).name}, {work.left} cells left: the same command goes on")
-        return status
-    write_table(task.results, args.table, task.checkpoint, task.results, say)
-    for failure in work.failures:
+        if status:
+            say(f"stopped by {signal.Signals(status - 128).name}, {work.left} cells left: the same command goes on")
+            return status
+        write_table(task.results, args.table, task.checkpoint, task.results, say)
+    if of_folder != task.checkpoint:
+        say(
+            f"note: this table is of --checkpoint {task.checkpoint}; `table` takes {of_folder}, as the first call "
+            "in this folder did, unless it is given --checkpoint"
+        )
+    for failure in failure_lines(work.failures):
         say(f"error: {failure}")
     if work.failures:
         say(f"{len(work.failures)} of {len(task.cells)} cells failed: the same command tries them again")
@@ -120,6 +123,9 @@ def _task(args: argparse.Namespace) -> Task:
     if wrong := [seed for seed in seeds if not re.fullmatch(r"\d{1,9}", seed)]:
         raise UserError(f"--seeds has '{wrong[0]}': needed are whole numbers from 0 on with a space between them")
     data_root = args.data_root or Path(_DATA_ROOTS[number])
+    results = args.results or Path(f"runs/table{number}")
+    for flag, path in (("--data-root", data_root), ("--results", results)):
+        _check_folder(flag, path)
     pairs = _pairs(args, data_root)
     check_checkpoint_name(args.checkpoint)
     launch.check_flags(args.after_dashes)
@@ -130,7 +136,7 @@ def _task(args: argparse.Namespace) -> Task:
     return Task(
         table=table,
         cells=tuple(dict.fromkeys(cells)),
-        results=args.results or Path(f"runs/table{number}"),
+        results=results,
         data_root=data_root,
         recipe=recipe,
         flags=args.after_dashes,
@@ -138,7 +144,15 @@ def _task(args: argparse.Namespace) -> Task:
         checkpoint=args.checkpoint,
         prepare=prepare,
         archive=archive,
+        keep_checkpoints=args.keep_checkpoints or args.checkpoint not in ("best", "last"),
     )
+
+
+def _check_folder(flag: str, path: Path) -> None:
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        what = f"'{path}'" if there == path else f"'{path}' cannot be made: '{there}'"
+        raise UserError(f"{flag} {what} is a file: give a folder")
 
 
 def _words(flag: str, given: str) -> list[str]:

@@ -61,10 +61,18 @@ def write_table(
         checkpoint: best, last or averageN; None for the one it was made with.
         out: where the files go.
         say: prints one line of progress.
+
+    Raises:
+        UserError: the folder is of another table, holds no run, or `out` cannot be a folder.
     """
     plan = read_plan(results)
+    if plan and number not in (None, plan["table"]):
+        raise UserError(f"--table '{number}': '{results}' holds the runs of table {plan['table']}: leave --table out")
     published = TABLES[number or choose_table(results, plan)]
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out '{out}' cannot be made ({error.strerror}): give another folder") from None
     table = build_table(
         results,
         published,

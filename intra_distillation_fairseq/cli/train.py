@@ -118,7 +118,9 @@ def _train(
         }
     )
     folder.write_command(command, {name: os.environ[name] for name in _NUMERIC_ENVIRONMENT if name in os.environ})
-    for change in folder.add_environment(device):
+    frequency = launch.last_value([*options, *(batch.flags if batch else []), *flags], "update-freq") or "1"
+    processes_together = launch.number_of_processes(options, flags, device["devices"])
+    for change in folder.add_environment(device, processes=processes_together, update_freq=frequency):
         print(f"note: {change}: the rest of this run may differ in its last digits", file=sys.stderr)
     return _launch(args, folder, command, batch.line if batch else None, limit, held)
 

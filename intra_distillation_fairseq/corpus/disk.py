@@ -16,11 +16,12 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def explain_full_disk(out: Path) -> Iterator[None]:
+def explain_full_disk(out: Path, flag: str = "--out") -> Iterator[None]:
     """Turn the error of a full disk, wherever it comes from in the body, into one line.
 
     Args:
         out: the folder that the command writes to.
+        flag: by which it is given.
 
     Raises:
         UserError: the disk is full.
@@ -32,5 +33,5 @@ def explain_full_disk(out: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"no space left on the disk of '{error.filename or out}' ({error.strerror}): free some and run the same "
-            "command again, it goes on where it stopped; or give another --out"
+            f"command again, it goes on where it stopped; or give another {flag}"
         ) from None

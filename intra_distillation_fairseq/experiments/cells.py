@@ -7,15 +7,17 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.logs import read_log
+from intra_distillation_fairseq.experiments.published import TABLES
 from intra_distillation_fairseq.experiments.runs import RunFolder
 from intra_distillation_fairseq.files import file_sha256, read_json, write_json
 
 LAYOUT = "<pair>/<method>/seed<number>"
 PLAN = "reproduce.json"
+_PLANNED = ("checkpoint", "data_root")
 _SEED = re.compile(r"seed(\d+)\Z")
 _PAIR = re.compile(r"[a-z]{2,3}-[a-z]{2,3}\Z")
 _PROCESS = re.compile(r"(?:process |\()(\d+)")
@@ -50,20 +52,24 @@ class Outcome:
     """What a cell has come to.
 
     Attributes:
-        state: "not run", "running", "stopped" (the training has begun and nothing runs), "failed", "not evaluated" (the
-            training has finished), or "done".
+        state: "not run", "running", "stopped" (the training has begun and nothing runs), "failed" (whatever was scored
+            before), "not evaluated" (the training has finished), or "done".
         update: the last update heard of; None before the training.
-        reason, log: of a failure.
-        score: score.json, or empty.
+        host: another machine that has locked the folder; whether anything is alive there cannot be seen from here.
+        step, reason, log: of a failure.
+        score: score.json of the model that counts, or empty.
         finished: finished.json, or empty.
         record: run.json, or empty.
         corpus: name of the corpus, or "".
         train_lines: sentence pairs of its training text, or None where nobody knows.
         versions: what the launches of the training ran with: key of environment.json -> distinct values.
+        batches: distinct (processes, --update-freq) of these launches, as far as they say.
     """
 
     state: str = "not run"
     update: int | None = None
+    host: str = ""
+    step: str = ""
     reason: str = ""
     log: str = ""
     score: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +78,7 @@ class Outcome:
     corpus: str = ""
     train_lines: int | None = None
     versions: dict[str, list[Any]] = field(default_factory=dict)
+    batches: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def bleu(self) -> float | None:
@@ -81,7 +88,8 @@ class Outcome:
     def text(self) -> str:
         """The state in a word or two."""
         at = "" if self.update is None else f" at update {self.update:,}"
-        return self.state + (at if self.state in ("running", "stopped") else "")
+        where = f" on {self.host}" if self.host else ""
+        return self.state + (where + at if self.state in ("running", "stopped") else "")
 
 
 def failure_file(folder: Path) -> Path:
@@ -102,6 +110,28 @@ def note_failure(folder: Path, step: str, reason: str, log: Path) -> None:
     write_json(failure_file(folder), {"step": step, "reason": reason, "log": str(log)})
 
 
+class Failure(NamedTuple):
+    """A cell that failed: in which step (prepare, train or evaluate; "" where there was none), why, and its log."""
+
+    cell: Cell
+    step: str
+    reason: str
+    log: str
+
+
+def failure_lines(failures: Iterable[Failure]) -> list[str]:
+    """One line for all cells of a pair that failed in the same step for the same reason."""
+    groups: dict[tuple[str, str, str], list[Failure]] = {}
+    for one in failures:
+        groups.setdefault((one.cell.pair, one.step, one.reason), []).append(one)
+    lines = []
+    for (pair, step, reason), members in groups.items():
+        name = members[0].cell.name if len(members) == 1 else f"{pair} ({len(members)} cells)"
+        log = members[0].log + (" and others" if len({one.log for one in members}) > 1 else "")
+        lines.append(f"{name}: {f'{step} ' if step else ''}failed: {reason}; log: {log}")
+    return lines
+
+
 def outcome(folder: Path, checkpoint: str) -> Outcome:
     """Look at a cell's run folder, without locking it.
 
@@ -114,20 +144,22 @@ def outcome(folder: Path, checkpoint: str) -> Outcome:
         record = run.read()
     except UserError as error:
         return Outcome("failed", reason=str(error), log=str(run.record))
+    locks = (folder / ".train.lock", folder / "eval" / checkpoint / ".lock")
     result = Outcome(record=record or {}, finished=read_json(run.finished) or {})
-    evaluation = run.folder / "eval" / checkpoint
     if record:
         _add_data(result, record)
         launches = (read_json(run.environment) or {}).get("launches", [])
         for key in ("git_commit", "torch", "devices"):
             result.versions[key] = list(dict.fromkeys(str(launch.get(key)) for launch in launches))
-    result.score = (result.finished and read_json(evaluation / "score.json")) or {}
-    if result.score:
-        result.state = "done"
-    elif _in_use(folder / ".train.lock") or _in_use(evaluation / ".lock"):
-        result.state = "running"
-    elif failure:
-        result.state, result.reason, result.log = "failed", failure["reason"], failure["log"]
+        known = [launch for launch in launches if "processes" in launch]
+        result.batches = list(dict.fromkeys((launch["processes"], launch["update_freq"]) for launch in known))
+    if failure:
+        result.state = "failed"
+        result.step, result.reason, result.log = (failure.get(key, "") for key in ("step", "reason", "log"))
+    elif score := record and run.score(checkpoint):
+        result.state, result.score = "done", score
+    elif hosts := [host for lock in locks if (host := _holder(lock))]:
+        result.state, result.host = "running", "" if socket.gethostname() in hosts else hosts[0]
     elif record:
         result.state = "not evaluated" if result.finished else "stopped"
     if record:
@@ -153,16 +185,21 @@ def corpus_of(data: Path) -> tuple[str, int | None]:
     return str(manifest.get("corpus", "")), manifest.get("splits", {}).get("train", {}).get("lines")
 
 
-def _in_use(lock: Path) -> bool:
-    """Whether a lock names a living holder. Not tried: whoever wants the lock just then would be turned away."""
+def _holder(lock: Path) -> str:
+    """The machine that holds a lock, "" where none does; on another machine a dead holder cannot be told.
+
+    The lock is not tried: whoever wants it just then would be turned away.
+    """
     try:
         holder = lock.read_text(encoding="utf-8").strip()
     except OSError:
-        return False
-    if not holder:
-        return False
-    elsewhere = holder.rpartition(" on ")[2] != socket.gethostname()
-    return elsewhere or any(Path(f"/proc/{number}").exists() for number in _PROCESS.findall(holder))
+        return ""
+    host = holder.rpartition(" on ")[2]
+    if host == socket.gethostname() and not any(
+        Path(f"/proc/{number}").exists() for number in _PROCESS.findall(holder)
+    ):
+        return ""
+    return host
 
 
 def find_cells(results: Path) -> list[Cell]:
@@ -176,16 +213,32 @@ def find_cells(results: Path) -> list[Cell]:
 
 
 def read_plan(results: Path) -> dict[str, Any]:
-    """What `reproduce` was asked for in this folder: table, checkpoint, data_root, and all cells; empty without."""
-    plan = read_json(results / PLAN)
-    return {**plan, "cells": [Cell(*cell) for cell in plan["cells"]]} if isinstance(plan, dict) else {}
-
-
-def add_to_plan(results: Path, table: int, checkpoint: str, data_root: Path, cells: Iterable[Cell]) -> None:
-    """Note what is asked for now, beside what was asked for before.
+    """What `reproduce` was asked for in this folder: table, checkpoint, data_root, and all cells; empty without.
 
     Raises:
-        UserError: the folder is of another table.
+        UserError: it is damaged.
+    """
+    path = results / PLAN
+    if not path.exists():
+        return {}
+    try:
+        plan = read_json(path)
+        cells = [Cell(str(pair), str(method), int(seed)) for pair, method, seed in plan["cells"]]
+        return {"table": TABLES[plan["table"]].number, **{key: str(plan[key]) for key in _PLANNED}, "cells": cells}
+    except (TypeError, ValueError, KeyError):
+        raise UserError(
+            f"'{path}' is damaged: restore it, or delete it (the runs stay; name all cells that are to come once more)"
+        ) from None
+
+
+def add_to_plan(results: Path, table: int, checkpoint: str, data_root: Path, cells: Iterable[Cell]) -> str:
+    """Note what is asked for now, beside what was asked for before.
+
+    Returns:
+        The checkpoint of the folder's table: the one that was asked for first.
+
+    Raises:
+        UserError: the folder is of another table, or what was asked for before cannot be read.
     """
     old = read_plan(results)
     if old and old["table"] != table:
@@ -195,8 +248,9 @@ def add_to_plan(results: Path, table: int, checkpoint: str, data_root: Path, cel
     together = dict.fromkeys([*old.get("cells", []), *cells])
     plan = {
         "table": table,
-        "checkpoint": checkpoint,
+        "checkpoint": old.get("checkpoint", checkpoint),
         "data_root": str(data_root.resolve()),
         "cells": [[cell.pair, cell.method, cell.seed] for cell in together],
     }
     write_json(results / PLAN, plan)
+    return plan["checkpoint"]

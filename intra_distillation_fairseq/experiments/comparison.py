@@ -25,7 +25,7 @@ def run_result(folder: RunFolder) -> dict[str, Any]:
         UserError: the run is not there, has not finished, or was not evaluated.
     """
     record, finished = folder.read(), read_json(folder.finished)
-    scores = read_json(folder.folder / "eval" / "best" / "score.json")
+    scores = folder.score("best")
     if record is None or finished is None:
         raise UserError(f"'{folder.folder}' is not a finished run: train it with scripts/train.sh first")
     if scores is None:

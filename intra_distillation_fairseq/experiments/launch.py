@@ -114,6 +114,20 @@ class Batch(NamedTuple):
     line: str
 
 
+def number_of_processes(options: list[str], flags: list[str], devices: list[str]) -> int:
+    """Processes that train together: --distributed-world-size, else one for each GPU.
+
+    Args:
+        options: the recipe's options, as words.
+        flags: what the user gave after `--`.
+        devices: the GPUs.
+    """
+    given = last_value(options + flags, "distributed-world-size")
+    if given and given.isdigit():
+        return max(1, int(given))
+    return max(1, len(devices)) if "--cpu" not in options + flags else 1
+
+
 def batch(options: list[str], flags: list[str], devices: list[str]) -> Batch | None:
     """The batch on several processes (one per GPU), each of which takes max-tokens for itself.
 
@@ -129,7 +143,7 @@ def batch(options: list[str], flags: list[str], devices: list[str]) -> Batch | N
     """
     given = last_value(options + flags, "distributed-world-size")
     visible = 0 if "--cpu" in options + flags else len(devices)
-    processes = int(given) if given and given.isdigit() else visible
+    processes = number_of_processes(options, flags, devices)
     tokens, frequency = (last_value(options, name) or "" for name in ("max-tokens", "update-freq"))
     if processes < 2 or not tokens.isdigit() or any(last_value(flags, name) for name in ("max-tokens", "update-freq")):
         return None

@@ -1,4 +1,4 @@
-"""Reads a prepared data folder (made by prepare_iwslt14.sh or prepare_parallel.sh) and checks that it is complete."""
+"""Reads a prepared data folder (made by one of the prepare scripts) and checks that it is complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from intra_distillation_fairseq.corpus.binarise import index_header
 from intra_distillation_fairseq.errors import UserError
 
-_HOW = "make it with scripts/prepare_iwslt14.sh or scripts/prepare_parallel.sh"
+_HOW = "make it with scripts/prepare_iwslt14.sh, prepare_wmt17.sh or prepare_parallel.sh"
 
 
 @dataclass(frozen=True)

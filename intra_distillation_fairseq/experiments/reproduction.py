@@ -12,17 +12,32 @@ from typing import Any
 
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import launch, processes
-from intra_distillation_fairseq.experiments.cells import Cell, corpus_of, failure_file, note_failure, outcome
+from intra_distillation_fairseq.experiments.cells import (
+    Cell,
+    Failure,
+    corpus_of,
+    failure_file,
+    note_failure,
+    outcome,
+)
 from intra_distillation_fairseq.experiments.jobs import Job, Place, run_jobs
 from intra_distillation_fairseq.experiments.prepared import PreparedData, open_prepared
 from intra_distillation_fairseq.experiments.published import Published
 from intra_distillation_fairseq.experiments.recipes import Recipe, evaluation_as_dict
+from intra_distillation_fairseq.experiments.runs import RunFolder
 from intra_distillation_fairseq.experiments.table_text import hours
 from intra_distillation_fairseq.files import Held
 
 SPLITS = ("train", "valid", "test")
-# As a module, so that it is this installation whatever the PATH says.
-INTRA_DISTILLATION = (sys.executable, "-m", "intra_distillation_fairseq.cli.main")
+_WAY_OUT = '(flags of the prepare command go into --prepare-flags="...")'
+# The one beside this Python, so that it is this installation whatever the PATH says. Not as a module where that can be
+# avoided: the package then imports torch and fairseq at once (see its __init__), for every step of every cell.
+_BESIDE = Path(sys.executable).with_name("intra-distillation")
+INTRA_DISTILLATION = (
+    (sys.executable, str(_BESIDE))
+    if _BESIDE.exists()
+    else (sys.executable, "-m", "intra_distillation_fairseq.cli.main")
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Task:
         checkpoint: --checkpoint of evaluate.sh.
         prepare: pair -> words of the command of ours that makes its data folder.
         archive: what all these commands need; where it is missing after a failed one, the others are not tried.
+        keep_checkpoints: keep the numbered checkpoints of the cells that it trains.
     """
 
     table: Published
@@ -52,6 +68,7 @@ class Task:
     checkpoint: str
     prepare: dict[str, list[str]]
     archive: Path
+    keep_checkpoints: bool
 
     @property
     def cpu(self) -> bool:
@@ -97,13 +114,11 @@ class Reproduction:
 
     Args:
         task: what to do.
-        held: the lock of the results folder, which the cells inherit.
         say: prints one line.
     """
 
-    def __init__(self, task: Task, held: Held, say: Callable[[str], None]) -> None:
+    def __init__(self, task: Task, say: Callable[[str], None]) -> None:
         self._task = task
-        self._held = held
         self._say = say
         self._data: dict[str, PreparedData | None] = {}
         for pair in dict.fromkeys(cell.pair for cell in task.cells):
@@ -117,7 +132,9 @@ class Reproduction:
                     f"'{data.folder}' holds {data.pair}, not {pair}: rename it, or give another --data-root"
                 )
         self._left = [cell for cell in task.cells if not task.is_done(cell, self._data[cell.pair])]
-        self.failures: list[str] = []
+        # Those that somebody else trained keep all their files.
+        self._to_train = {cell for cell in self._left if not RunFolder(cell.folder(task.results)).finished.exists()}
+        self.failures: list[Failure] = []
 
     @property
     def done(self) -> int:
@@ -129,15 +146,16 @@ class Reproduction:
         """Number of cells that are neither done nor failed now."""
         return len(self._left)
 
-    def run(self, places: list[Place]) -> int:
+    def run(self, places: list[Place], held: Held) -> int:
         """Prepare what is missing, then train and evaluate what is left.
 
         Args:
             places: where the cells run.
+            held: the lock of the results folder, which the cells inherit.
         Returns:
             0, or 128 + the number of the signal that stopped it.
         """
-        self._tell([])
+        self._tell(held, [])
         for cell in self._left:  # a new try
             failure_file(cell.folder(self._task.results)).unlink(missing_ok=True)
         for pair in dict.fromkeys(cell.pair for cell in self._left if self._data[cell.pair] is None):
@@ -149,8 +167,8 @@ class Reproduction:
             places,
             started=lambda job, place: self._say(f"start {job.name} on {place.name}, log: {job.log}"),
             ended=lambda job, step, status, seconds: self._ended(cells[job.name], job, step, status, seconds),
-            changed=self._tell,
-            pass_fds=(self._held.fileno(),),
+            changed=lambda pids: self._tell(held, pids),
+            pass_fds=(held.fileno(),),
         )
         return 128 + number if number else 0
 
@@ -177,10 +195,9 @@ class Reproduction:
             try:
                 self._data[pair] = self._task.data(pair)
             except UserError as error:
-                reason = _reason(log) if status else str(error)
+                reason = f"{_reason(log)} {_WAY_OUT}" if status else str(error)
         if reason:
-            for cell in [cell for cell in self._left if cell.pair == pair]:
-                self._fail(cell, "prepare", reason, log)
+            self._fail([cell for cell in self._left if cell.pair == pair], "prepare", reason, log)
         return 0
 
     def _job(self, cell: Cell) -> Job:
@@ -197,24 +214,39 @@ class Reproduction:
         if status or result.bleu is None:
             # A step that was killed could not say anything itself.
             reason = _reason(job.log) if 0 < status < 128 else f"{step} ended with {processes.describe_status(status)}"
-            self._fail(cell, step, reason, job.log)
+            self._fail([cell], step, reason, job.log)
         else:
             self._left.remove(cell)
             self._say(f"done  {cell.name}: BLEU {result.bleu:.2f} after {hours(seconds)}; {self._rest()}")
+            if cell in self._to_train and not self._task.keep_checkpoints:
+                self._remove_checkpoints(cell)
 
-    def _fail(self, cell: Cell, step: str, reason: str, log: Path) -> None:
-        self._left.remove(cell)
-        note_failure(cell.folder(self._task.results), step, reason, log)
-        self.failures.append(f"{cell.name}: {step} failed: {reason}; log: {log}")
-        self._say(f"FAIL  {cell.name}: {step} failed, log: {log}; {self._rest()}")
+    def _remove_checkpoints(self, cell: Cell) -> None:
+        """Those that a finished and evaluated run needs no more: tables fill a disk with them."""
+        paths = RunFolder(cell.folder(self._task.results)).numbered_checkpoints()
+        size = sum(path.stat().st_size for path in paths)
+        for path in paths:
+            path.unlink()
+        if paths:
+            what = f"{len(paths)} numbered checkpoints ({size / 1e9:.1f} GB), kept best and last"
+            self._say(f"      {cell.name}: removed {what}")
+
+    def _fail(self, cells: list[Cell], step: str, reason: str, log: Path) -> None:
+        """Cells of one pair."""
+        for cell in cells:
+            self._left.remove(cell)
+            note_failure(cell.folder(self._task.results), step, reason, log)
+            self.failures.append(Failure(cell, step, reason, str(log)))
+        name = cells[0].name if len(cells) == 1 else f"{cells[0].pair} ({len(cells)} cells)"
+        self._say(f"FAIL  {name}: {step} failed, log: {log}; {self._rest()}")
 
     def _rest(self) -> str:
         return f"{len(self._left)} of {len(self._task.cells)} cells left"
 
-    def _tell(self, pids: list[int]) -> None:
+    def _tell(self, held: Held, pids: list[int]) -> None:
         """Name all holders of the results folder, for whoever is kept out."""
         cells = f" and its cells ({'), ('.join(map(str, pids))})" if pids else ""
-        self._held.tell(f"intra-distillation reproduce (process {os.getpid()}){cells}")
+        held.tell(f"intra-distillation reproduce (process {os.getpid()}){cells}")
 
 
 def _reason(log: Path) -> str:

@@ -59,11 +59,13 @@ def build_table(
     """
     found = {*plan.get("cells", []), *find_cells(results)}
     pairs = _in_order({cell.pair for cell in found}, published.pairs)
-    methods = _in_order({cell.method for cell in found}, published.methods)
-    cells = sorted(found, key=lambda cell: (pairs.index(cell.pair), methods.index(cell.method), cell.seed))
+    own = _in_order({cell.method for cell in found}, published.methods)
+    cells = sorted(found, key=lambda cell: (pairs.index(cell.pair), own.index(cell.method), cell.seed))
     outcomes = {cell: outcome(cell.folder(results), checkpoint) for cell in cells}
     corpora = {pair: _corpus(pair, outcomes, published, plan) for pair in pairs}
     shown = {pair for pair in pairs if corpora[pair]["of_paper"]}
+    # The paper's own text has every row of the paper beside it, also those that nobody asked for.
+    methods = _in_order({*own, *published.methods}, published.methods) if shown else own
     p_values = _p_values(results, outcomes, checkpoint, bootstrap)
     entries = {
         method: {pair: _entry(method, pair, outcomes, published if pair in shown else None, p_values) for pair in pairs}
@@ -216,6 +218,8 @@ def _facts(cell: Cell, result: Outcome, results: Path, p_values: dict[Cell, floa
         "folder": cell.name,
         "state": result.state,
         "update": result.update,
+        "host": result.host,
+        "step": result.step,
         "reason": result.reason,
         "log": result.log,
         "corpus": result.corpus,
@@ -225,4 +229,5 @@ def _facts(cell: Cell, result: Outcome, results: Path, p_values: dict[Cell, floa
         "training": result.finished,
         "settings": result.record.get("settings", {}),
         "versions": result.versions,
+        "batches": result.batches,
     }

@@ -27,6 +27,7 @@ SETTINGS = {
 }
 _PACKAGES = ("torch", "fairseq", "fairseq-fixed", "numpy", "sentencepiece", "sacrebleu", "sacremoses")
 _EPOCH_CHECKPOINT = re.compile(r"checkpoint(\d+)\.pt\Z")
+_NUMBERED_CHECKPOINT = re.compile(r"checkpoint(\d+|_\d+_\d+)\.pt\Z")
 
 
 class RunFolder:
@@ -71,6 +72,27 @@ class RunFolder:
             (int(match[1]), path) for path in self.checkpoints() if (match := _EPOCH_CHECKPOINT.match(path.name))
         ]
         return [path for _, path in sorted(numbered, reverse=True)]
+
+    def numbered_checkpoints(self) -> list[Path]:
+        """checkpoint<epoch>.pt and checkpoint_<epoch>_<update>.pt: all but the best and the last ones."""
+        return [path for path in self.checkpoints() if _NUMBERED_CHECKPOINT.match(path.name)]
+
+    def score(self, checkpoint: str) -> dict[str, Any] | None:
+        """score.json of the model that the finished training left, or None.
+
+        An evaluation may also run beside the training: its score is of a model that the training has replaced since.
+
+        Args:
+            checkpoint: best, last or averageN.
+        """
+        path = self.folder / "eval" / checkpoint / "score.json"
+        finished, score = read_json(self.finished), read_json(path)
+        if not finished or not score:
+            return None
+        if "finished" in score and "time" in finished:
+            return score if score["finished"] == finished["time"] else None
+        # Of a version that did not note it.
+        return score if path.stat().st_mtime_ns >= self.finished.stat().st_mtime_ns else None
 
     def _of_another_origin(self) -> Path | None:
         """A file with the name of one of ours in a folder without run.json, which train.sh writes before any other."""
@@ -132,16 +154,18 @@ class RunFolder:
         )
         write_text(self.command, text, mode=0o755)
 
-    def add_environment(self, device: dict[str, Any]) -> list[str]:
+    def add_environment(self, device: dict[str, Any], *, processes: int = 1, update_freq: str = "1") -> list[str]:
         """Add this launch to environment.json.
 
         Args:
             device: what `devices.probe` found.
+            processes: how many train together.
+            update_freq: --update-freq in force: batches of each process that make one update.
         Returns:
             The facts that differ from the launch before and can change the last digits of a resumed run.
         """
         launches = (read_json(self.environment) or {}).get("launches", [])
-        now = {**environment(), **device}
+        now = {**environment(), **device, "processes": processes, "update_freq": update_freq}
         changed = [
             f"{key} was {launches[-1].get(key)} and is now {now[key]}"
             for key in ("torch", "fairseq", "fairseq-fixed", "numpy", "threads", "devices")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
-from intra_distillation_fairseq.experiments.cells import Cell, Outcome
+from intra_distillation_fairseq.experiments.cells import Cell, Failure, Outcome, failure_lines
 from intra_distillation_fairseq.experiments.published import Published
 from intra_distillation_fairseq.experiments.recipes import Recipe, evaluation_as_dict
 
@@ -23,13 +24,14 @@ _SHOWN_DIGEST = 12
 
 
 def of_cells(outcomes: dict[Cell, Outcome]) -> list[str]:
-    """What is not done, and why: one line for each failure, one for each other state."""
-    lines, others = [], {}
+    """What is not done, and why: one line for each failure of a pair, one for each other state."""
+    failed, others = [], {}
     for cell, result in outcomes.items():
         if result.state == "failed":
-            lines.append(f"failed: {cell.name}: {result.reason}; log: {result.log}")
+            failed.append(Failure(cell, result.step, result.reason, result.log))
         elif result.state != "done":
             others.setdefault(result.state, []).append(cell)
+    lines = failure_lines(failed)
     for state, cells in others.items():
         names = ", ".join(f"{cell.name}{_update(outcomes[cell])}" for cell in cells[:6])
         more = f" and {len(cells) - 6} more" if len(cells) > 6 else ""
@@ -38,7 +40,9 @@ def of_cells(outcomes: dict[Cell, Outcome]) -> list[str]:
 
 
 def _update(result: Outcome) -> str:
-    return f" (update {result.update:,})" if result.state in ("running", "stopped") and result.update else ""
+    parts = [f"update {result.update:,}"] if result.state in ("running", "stopped") and result.update else []
+    parts += [f"on {result.host}, if its lock file is right"] if result.host else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def of_corpora(corpora: dict[str, dict[str, Any]], published: Published) -> list[str]:
@@ -83,13 +87,43 @@ def _recipe_differences(method: str, result: Outcome, recipe: Recipe) -> list[st
     if method not in recipe.methods:
         return ["a method that it does not have"]
     settings = result.record["settings"]
-    ours = {**settings["options"], **_flags(settings["flags"])}
+    ours = _options(result)
     theirs = recipe.options(method)
     ours["precision"], theirs["precision"] = settings["precision"], PUBLISHED_PRECISION
-    texts = _differences(ours, theirs)
+    texts = _batch_differences(result, ours, theirs) + _differences(ours, theirs)
     if result.score:
         texts += _differences(result.score["inputs"]["evaluation"], evaluation_as_dict(recipe.evaluation))
     return texts
+
+
+def _options(result: Outcome) -> dict[str, Any]:
+    """Options of fairseq-train in force, as far as they are settings of the run."""
+    settings = result.record["settings"]
+    return {**settings["options"], **_flags(settings["flags"])}
+
+
+def _batch_differences(result: Outcome, ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """How the batch of several processes differs: by its size, whatever options make it. Takes these options out."""
+    several = any(processes > 1 for processes, _ in result.batches)
+    if not several or not _batch_sizes(result) or "max-tokens" not in theirs:
+        return []
+    wanted = 1, theirs.get("update-freq", 1), theirs["max-tokens"]
+    batches = [(processes, frequency, ours["max-tokens"]) for processes, frequency in result.batches]
+    for options in (ours, theirs):
+        options.pop("max-tokens", None)
+        options.pop("update-freq", None)
+    if _batch_sizes(result) == [math.prod(map(int, wanted))]:
+        return []
+    shown = " then ".join(" x ".join(map(str, one)) for one in batches)
+    return [f"batch {shown} tokens instead of {' x '.join(map(str, wanted))}"]
+
+
+def _batch_sizes(result: Outcome) -> list[int]:
+    """Tokens that one update may take in, of each launch; empty where that is unknown."""
+    tokens = str(_options(result).get("max-tokens", ""))
+    if not all(text.isdigit() for text in (tokens, *(str(frequency) for _, frequency in result.batches))):
+        return []
+    return list(dict.fromkeys(processes * int(frequency) * int(tokens) for processes, frequency in result.batches))
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -127,7 +161,8 @@ def _shown(value: Any) -> str:
     return {True: "set", False: "not set"}[value] if isinstance(value, bool) else str(value)
 
 
-# What should be the same in all runs of a column: name in the note, and how to read it from a cell that is done.
+# What should be the same in all runs of a column: name in the note, and how to read it from a cell that is done; None
+# where a version did not note it.
 _ALIKE: tuple[tuple[str, Callable[[Outcome], Any]], ...] = (
     ("SacreBLEU signature", lambda result: result.score["bleu_signature"]),
     ("evaluation", lambda result: json.dumps(result.score["inputs"]["evaluation"])),
@@ -135,6 +170,7 @@ _ALIKE: tuple[tuple[str, Callable[[Outcome], Any]], ...] = (
     ("number of updates", lambda result: f"{result.finished['updates']:,}"),
     ("data digest", lambda result: result.record["settings"]["data_digest"][:_SHOWN_DIGEST]),
     ("precision", lambda result: result.record["settings"]["precision"]),
+    ("batch", lambda result: " then ".join(f"{size:,} tokens" for size in _batch_sizes(result)) or None),
     ("commit", lambda result: _COMMIT.sub(r"\1", " then ".join(result.versions.get("git_commit", [])))),
     ("torch", lambda result: " then ".join(result.versions.get("torch", []))),
     ("device", lambda result: " then ".join(result.versions.get("devices", [])).replace("[]", "CPU")),
@@ -149,7 +185,8 @@ def of_columns(outcomes: dict[Cell, Outcome]) -> list[str]:
         for name, read in _ALIKE:
             values: dict[str, list[Cell]] = {}
             for cell, result in done.items():
-                values.setdefault(read(result), []).append(cell)
+                if (value := read(result)) is not None:
+                    values.setdefault(value, []).append(cell)
             if len(values) > 1:
                 texts = [f"{value or 'unknown'} ({_cells(cells, list(done))})" for value, cells in values.items()]
                 lines.setdefault(f"the {name} differs: {'; '.join(texts)}", []).append(pair)

@@ -109,8 +109,8 @@ def _runs(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             DASH if run["median_seconds"] is None else hours(run["median_seconds"]),
             _number(run["median_tokens_per_second"], ",.0f", DASH),
             memory,
-            str(len(run["seeds"])),
-            f"{run['done']} of {run['planned']}",
+            str(len(run["seeds"])) if run["planned"] else DASH,
+            f"{run['done']} of {run['planned']}" if run["planned"] else DASH,
         ]
         if table["has_published"]:
             parameters = run["published_parameters"]

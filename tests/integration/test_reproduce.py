@@ -7,17 +7,19 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from intra_distillation_fairseq.cli import main
 from intra_distillation_fairseq.experiments import logs
+from intra_distillation_fairseq.experiments.reproduction import INTRA_DISTILLATION
 
 ROOT = Path(__file__).resolve().parents[2]
-REPRODUCE = [sys.executable, "-m", "intra_distillation_fairseq.cli.main", "reproduce", "--table", "2"]
-UPDATES = 120
+REPRODUCE = [*INTRA_DISTILLATION, "reproduce", "--table", "2"]
+# The first training does not end by itself before the test stops it, however loaded the machine is.
+ENDLESS = 20_000
 CONFIG = f"""
 train:
   arch: transformer_small
@@ -32,7 +34,7 @@ train:
   optimizer: adam
   lr: 0.01
   max-tokens: 200
-  max-update: {UPDATES}
+  max-update: {ENDLESS}
   save-interval-updates: 40
   no-epoch-checkpoints: true
   num-workers: 0
@@ -59,22 +61,31 @@ def stopped(tmp_path_factory) -> tuple[Path, int, str]:
     folder.mkdir()
     (folder / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
     archive = ["demo-archive", "--out", str(folder / "2014-01.tgz"), "--train", "200", "--test", "12"]
-    subprocess.run([*REPRODUCE[:3], *archive], check=True, capture_output=True)
+    subprocess.run([*INTRA_DISTILLATION, *archive], check=True, capture_output=True)
     harness = subprocess.Popen(words(folder, "id_x rdrop transformer"), stderr=subprocess.PIPE, text=True)
-    log, end = folder / "runs" / "de-en" / "id_x" / "seed1" / "train.log", time.monotonic() + 120
-    while logs.read_log(log).saved < 40:
-        assert time.monotonic() < end and harness.poll() is None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            harness.wait(0.02)
-    harness.terminate()
-    said = harness.communicate(timeout=60)[1]
+    log, end = folder / "runs" / "de-en" / "id_x" / "seed1" / "train.log", time.monotonic() + 600
+    try:
+        while logs.read_log(log).saved < 40:
+            assert time.monotonic() < end and harness.poll() is None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                harness.wait(0.1)
+    finally:
+        harness.terminate()
+        said = harness.communicate(timeout=300)[1]
     return folder, harness.returncode, said
 
 
 @pytest.fixture(scope="module")
-def gone_on(stopped) -> tuple[Path, subprocess.CompletedProcess]:
+def gone_on(stopped) -> tuple[Path, subprocess.CompletedProcess, int]:
+    """The same command, as if it had been given an end soon after the stop from the beginning: also that end."""
     folder = stopped[0]
-    return folder, subprocess.run(words(folder, "id_x rdrop transformer"), capture_output=True, text=True)
+    cell = folder / "runs" / "de-en" / "id_x" / "seed1"
+    end = logs.read_log(cell / "train.log").saved + 10
+    for path, text in ((folder / "tiny.yaml", "max-update: {}"), (cell / "run.json", '"max-update": {}')):
+        content = path.read_text(encoding="utf-8")
+        assert content.count(text.format(ENDLESS)) == 1
+        path.write_text(content.replace(text.format(ENDLESS), text.format(end)), encoding="utf-8")
+    return folder, subprocess.run(words(folder, "id_x rdrop transformer"), capture_output=True, text=True), end
 
 
 def test_a_stop_is_passed_on_to_the_trainings(stopped):
@@ -87,7 +98,7 @@ def test_a_stop_is_passed_on_to_the_trainings(stopped):
 
 
 def test_the_same_command_goes_on_past_a_failure(gone_on):
-    folder, done = gone_on
+    folder, done, end = gone_on
     assert done.returncode == 1, done.stderr
     assert (
         "error: de-en/rdrop/seed1: train failed: intra-distillation train: error: '--tpu' cannot be given"
@@ -100,7 +111,7 @@ def test_the_same_command_goes_on_past_a_failure(gone_on):
     assert len(launches) == 2
     for method in ("transformer", "id_x"):
         finished = json.loads((cells / method / "seed1" / "finished.json").read_text(encoding="utf-8"))
-        assert (finished["updates"], finished["peak_memory_of"]) == (UPDATES, "cpu")
+        assert (finished["updates"], finished["peak_memory_of"]) == (end, "cpu")
         assert finished["peak_memory_mib"] > 100 and finished["tokens_per_second"] > 0
         # 151 types in three tables of width 16, and one layer on each side; as in docs/method.md with d 16, f 32.
         attention, ffn, norm, d = 4 * (16 * 16 + 16), (16 * 32 + 32) + (32 * 16 + 16), 2 * 16, 16
@@ -108,11 +119,11 @@ def test_the_same_command_goes_on_past_a_failure(gone_on):
 
 
 def test_the_table(gone_on):
-    folder, done = gone_on
+    folder, done, _ = gone_on
     assert done.stdout == (folder / "runs" / "table.md").read_text(encoding="utf-8")
     assert done.stdout.startswith("# BLEU on iwslt14_de_en\n")
     assert "without published numbers, as this is not the text of table 2: de-en (iwslt14_de_en, " in done.stdout
-    assert "- failed: de-en/rdrop/seed1: intra-distillation train: error: '--tpu' cannot be given" in done.stdout
+    assert "- de-en/rdrop/seed1: train failed: intra-distillation train: error: '--tpu' cannot be given" in done.stdout
     table = json.loads((folder / "runs" / "table.json").read_text(encoding="utf-8"))
     assert table["methods"] == ["transformer", "rdrop", "id_x"]
     for method in ("transformer", "id_x"):
@@ -122,8 +133,29 @@ def test_the_table(gone_on):
     assert (folder / "runs" / "table.png").exists() and (folder / "runs" / "table.pdf").exists()
 
 
+def test_what_is_done_keeps_the_best_and_the_last_checkpoint(gone_on, capsys):
+    """And the commands take it for finished and evaluated still."""
+    folder, done, _ = gone_on
+    cell = folder / "runs" / "de-en" / "id_x" / "seed1"
+    assert sorted(path.name for path in cell.glob("*.pt")) == ["checkpoint_best.pt", "checkpoint_last.pt"]
+    assert "de-en/id_x/seed1: removed " in done.stderr
+    train = [
+        "train",
+        folder / "data" / "de-en",
+        "--method",
+        "id_x",
+        "--config",
+        folder / "tiny.yaml",
+        "--save-dir",
+        cell,
+    ]
+    for command, message in (([*train, "--", "--cpu"], "already finished"), (["evaluate", cell], "already evaluated")):
+        status, said = main.main([*map(str, command)]), capsys.readouterr().err
+        assert (status, message in said) == (0, True), said
+
+
 def test_a_third_call_has_nothing_to_do(gone_on):
-    folder, _ = gone_on
+    folder = gone_on[0]
     models = [folder / "runs" / "de-en" / method / "seed1" / "checkpoint_last.pt" for method in ("transformer", "id_x")]
     before = [path.stat().st_mtime_ns for path in models]
     done = subprocess.run(words(folder, "id_x transformer"), capture_output=True, text=True)

@@ -59,14 +59,18 @@ elif command == "train":
     settings["data_digest"] = hashlib.sha256((Path(words[0]) / "manifest.json").read_bytes()).hexdigest()
     settings |= {"flags": words[words.index("--") + 1 :], "precision": "fp32"}
     write(folder / "run.json", {"format": 1, "settings": settings, "corpus": "invented", "lines": {}})
-    write(folder / "finished.json", {"updates": 3, "seconds": 1})
+    if not (folder / "finished.json").exists():
+        write(folder / "finished.json", {"updates": 3, "seconds": 1, "time": "t"})
+        for name in ("1", "2", "_2_3", "_best", "_last"):
+            (folder / f"checkpoint{name}.pt").write_bytes(bytes(1000))
 else:
     folder = Path(words[0])
     method = folder.parent.name
     obey("evaluate-" + method)
     evaluation = {"beam": 5, "lenpen": 1.0, "max_len_a": 0.0, "max_len_b": 200, "batch_size": 100}
     evaluation |= {"lowercase": False, "tokenize": "13a"}
-    score = {"bleu": 12.5, "bleu_signature": "s", "checkpoint": "best", "inputs": {"evaluation": evaluation}}
+    score = {"bleu": 12.5, "bleu_signature": "s", "checkpoint": "best", "finished": "t"}
+    score["inputs"] = {"evaluation": evaluation}
     out = folder / "eval" / value("--checkpoint")
     write(out / "score.json", score)
     for name in ("hypotheses", "references"):
@@ -261,6 +265,14 @@ def test_cells_share_the_cores(monkeypatch):
     assert jobs.cpu_places(3)[0].environment == {"OMP_NUM_THREADS": "4"}
 
 
+def test_a_step_does_not_import_torch_before_it_needs_it():
+    words = [*reproduction.INTRA_DISTILLATION, "user-dir"]
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.stdout.rstrip().endswith("intra_distillation_fairseq")
+    assert "intra_distillation_fairseq.cli" in done.stderr and "torch" not in done.stderr
+
+
 # -- failures
 
 
@@ -276,7 +288,7 @@ def test_a_failed_cell_does_not_stop_the_others(harness):
     )
     assert end[1].endswith("1 of 2 cells failed: the same command tries them again")
     assert " failed |" in table and "12.50" in table
-    assert f"- failed: de-en/transformer/seed1: error: transformer cannot be done; log: {log}\n" in table
+    assert f"- de-en/transformer/seed1: train failed: error: transformer cannot be done; log: {log}\n" in table
     harness.steps()
 
     (harness.here / "fail-transformer").unlink()
@@ -302,8 +314,13 @@ def test_a_language_that_cannot_be_prepared_fails_its_cells_only(harness):
         *("train transformer", "evaluate transformer", "train id_x", "evaluate id_x")
     ]
     log = harness.results / "logs" / "prepare-de-en.log"
-    assert f"error: de-en/id_x/seed1: prepare failed: error: de cannot be done; log: {log}" in said
-    assert table.count("failed") == 2 + 2  # in the cells and below
+    line = (
+        "de-en (2 cells): prepare failed: error: de cannot be done (flags of the prepare command go into --prepare-flags="
+        f'"..."); log: {log}\n'
+    )
+    assert f"error: {line}" in said and f"- {line}" in table
+    assert f"FAIL  de-en (2 cells): prepare failed, log: {log}; 2 of 4 cells left\n" in said
+    assert said.count("cannot be done") == 2 and table.count("cannot be done") == 1  # when it happens and at the end
 
 
 def test_without_an_archive_one_try_is_enough(harness, monkeypatch):
@@ -434,6 +451,9 @@ def test_a_results_folder_of_another_table_is_refused(harness):
         ("--prepare-flags '", "--prepare-flags ''' cannot be split (No closing quotation): mind the quotes"),
         ("--config nowhere", "config 'nowhere' does not exist"),
         ("--results tiny.yaml", "--results 'tiny.yaml' is a file: give a folder"),
+        ("--results tiny.yaml/x", "--results 'tiny.yaml/x' cannot be made: '"),
+        ("--data-root tiny.yaml", "--data-root 'tiny.yaml' is a file: give a folder"),
+        ("--data-root tiny.yaml/x/y", "tiny.yaml' is a file: give a folder"),
         ("-- --save-dir x", "'--save-dir' cannot be given after --: it comes from --save-dir of train.sh"),
         ("--langs de -- --max-update 0", "the training would never end"),
     ],
@@ -444,7 +464,84 @@ def test_mistakes_before_anything_is_run(harness, words, message):
     assert (status, harness.calls()) == (2, [])
     said = "\n".join(line for line in said.split("\n") if "| note: " not in line)
     assert message in said and said.count("\n") == 1
-    assert not list(harness.results.glob("*-*"))
+    assert not harness.results.exists()
+
+
+def test_too_many_gpus_leave_the_plan_as_it_is(harness, monkeypatch):
+    assert harness("--langs de --methods id_x")[0] == 0
+    plan = (harness.results / "reproduce.json").read_bytes()
+    monkeypatch.setattr(reproduce.devices, "probe", lambda: {"devices": ["a GPU"] * 2})
+    for flag in ("--gpus", "--gpus-per-cell"):
+        status, _, said = harness(f"--langs es --methods id_x {flag} 3")
+        assert (status, f"{flag} '3': 2 are there, give that many at most\n" in said) == (2, True)
+    assert (harness.results / "reproduce.json").read_bytes() == plan
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"table": 2, "checkpoint": "best", "data_root": "d"}'])
+def test_a_damaged_plan_is_refused_and_left_alone(harness, text):
+    plan = harness.results / "reproduce.json"
+    harness.results.mkdir()
+    plan.write_text(text, encoding="utf-8")
+    status, _, said = harness("--langs de --methods id_x")
+    assert (status, harness.calls(), plan.read_text(encoding="utf-8")) == (2, [], text)
+    assert f"error: '{plan}' is damaged: restore it, or delete it (the runs stay; " in said and said.count("\n") == 1
+
+
+def test_another_checkpoint_is_a_table_of_its_own(harness):
+    assert harness("--langs de --methods id_x")[0] == 0
+    status, table, said = harness("--langs de --methods id_x --checkpoint last")
+    assert (status, "Checkpoint: last." in table) == (0, True)
+    assert "note: this table is of --checkpoint last; `table` takes best, as the first call in this folder" in said
+    assert json.loads((harness.results / "reproduce.json").read_text(encoding="utf-8"))["checkpoint"] == "best"
+
+
+# -- the disk
+
+
+def numbered(harness) -> list[str]:
+    return sorted(path.name for path in harness.results.glob("de-en/id_x/seed1/checkpoint*.pt"))
+
+
+def test_a_cell_that_is_done_keeps_best_and_last(harness):
+    said = harness("--langs de --methods id_x")[2]
+    assert "de-en/id_x/seed1: removed 3 numbered checkpoints (0.0 GB), kept best and last\n" in said
+    assert numbered(harness) == ["checkpoint_best.pt", "checkpoint_last.pt"]
+    harness.calls()
+    assert (harness("--langs de --methods id_x")[0], harness.calls()) == (0, [])
+
+
+@pytest.mark.parametrize("flag", ["--keep-checkpoints", "--checkpoint average2"])
+def test_checkpoints_that_are_to_stay(harness, flag):
+    assert harness(f"--langs de --methods id_x {flag}")[0] == 0
+    assert len(numbered(harness)) == 5
+
+
+def test_what_was_trained_before_is_left_as_it_is(harness):
+    (harness.here / "fail-evaluate-id_x").touch()
+    assert harness("--langs de --methods id_x")[0] == 1
+    (harness.here / "fail-evaluate-id_x").unlink()
+    assert harness("--langs de --methods id_x")[0] == 0
+    assert len(numbered(harness)) == 5
+
+
+def test_a_failure_beside_a_score_is_tried_again(harness):
+    assert harness("--langs de --methods id_x")[0] == 0
+    harness.calls()
+    failure = {"step": "train", "reason": "r", "log": "l"}
+    path = harness.results / "de-en" / "id_x" / "seed1" / "failed.json"
+    path.write_text(json.dumps(failure), encoding="utf-8")
+    assert harness("--langs de --methods id_x")[0] == 0
+    assert (harness.steps(), path.exists()) == (["train id_x", "evaluate id_x"], False)
+
+
+def test_a_score_from_before_the_end_of_the_training_is_not_taken_for_done(harness):
+    assert harness("--langs de --methods id_x")[0] == 0
+    harness.calls()
+    path = harness.results / "de-en" / "id_x" / "seed1" / "eval" / "best" / "score.json"
+    score = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**score, "finished": None}), encoding="utf-8")
+    assert harness("--langs de --methods id_x")[0] == 0
+    assert harness.steps() == ["train id_x", "evaluate id_x"]
 
 
 def test_a_config_without_any_row(harness):
@@ -463,10 +560,13 @@ def test_a_full_disk_is_one_line(harness, monkeypatch):
     def full(*words):
         raise OSError(28, "No space left on device", "some/file")
 
-    monkeypatch.setattr(reproduce, "add_to_plan", full)
-    status, _, said = harness("--langs de --methods id_x")
-    assert status == 2
-    assert "no space left for 'some/file': free some, the same command then goes on\n" in said
+    for step in ("add_to_plan", "write_table"):
+        with monkeypatch.context() as patch:
+            patch.setattr(reproduce, step, full)
+            status, _, said = harness("--langs de --methods id_x")
+        assert status == 2
+        assert "no space left on the disk of 'some/file' (No space left on device): free some and run the same" in said
+        assert said.endswith("it goes on where it stopped; or give another --results\n")
 
 
 def test_what_cannot_be_launched_leaves_nothing_running(harness, monkeypatch):
@@ -533,3 +633,5 @@ def test_the_batch_stays_the_recipes(harness, capsys, monkeypatch):
     assert log.count("peak resident memory: ") == 2
     settings = json.loads((harness.here / "run" / "run.json").read_text(encoding="utf-8"))["settings"]
     assert settings["options"]["update-freq"] == 16 and settings["flags"] == ["--lr", "1"]
+    launches = json.loads((harness.here / "run" / "environment.json").read_text(encoding="utf-8"))["launches"]
+    assert [(one["processes"], one["update_freq"]) for one in launches] == [(2, "8"), (3, "5")]

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from intra_distillation_fairseq.cli import evaluate, main
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import launch, logs, processes
 from intra_distillation_fairseq.experiments.generation import read_hypotheses
@@ -112,6 +113,67 @@ def test_environment_keeps_every_launch_and_names_changes(tmp_path):
     launches = json.loads(folder.environment.read_text(encoding="utf-8"))["launches"]
     assert [entry["threads"] for entry in launches] == [1, 2]
     assert launches[0]["torch"] == environment()["torch"] is not None
+    assert folder.add_environment({**device, "threads": 2}, processes=3, update_freq="5") == []
+    launches = json.loads(folder.environment.read_text(encoding="utf-8"))["launches"]
+    assert [(one["processes"], one["update_freq"]) for one in launches] == [(1, "1"), (1, "1"), (3, "5")]
+
+
+def test_checkpoints_that_a_finished_run_needs_no_more(tmp_path):
+    for name in ("1", "_2_400", "_best", "_last", ".best_loss_1.0", "12.pt"):
+        (tmp_path / f"checkpoint{name}.pt").touch()
+    assert [path.name for path in RunFolder(tmp_path).numbered_checkpoints()] == [
+        "checkpoint1.pt",
+        "checkpoint_2_400.pt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("noted", "age", "counts"),
+    [
+        ({"finished": "t"}, -9, True),
+        ({"finished": None}, 9, False),  # scored beside the training
+        ({"finished": "s"}, 9, False),  # of a training that was repeated since
+        ({}, 9, True),
+        ({}, -9, False),
+    ],
+)
+def test_the_score_of_the_finished_model(tmp_path, noted, age, counts):
+    folder = RunFolder(tmp_path)
+    path = tmp_path / "eval" / "best" / "score.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"bleu": 1, **noted}), encoding="utf-8")
+    assert folder.score("best") is None
+    folder.finished.write_text('{"time": "t"}', encoding="utf-8")
+    os.utime(folder.finished, (1000, 1000))
+    os.utime(path, (1000 + age, 1000 + age))
+    assert folder.score("best") == ({"bleu": 1, **noted} if counts else None)
+    assert folder.score("last") is None
+
+
+def test_a_score_notes_the_end_of_the_training(tmp_path, prepared, monkeypatch, capsys):
+    """Evaluated beside the training, then again when it has ended: the same model, so nothing is translated again."""
+    (prepared / "raw").mkdir()
+    for ending, text in {"en": "a b c d\n" * 42}.items():
+        (prepared / "raw" / f"test.{ending}").write_text(text, encoding="utf-8")
+    run = RunFolder(tmp_path / "run")
+    run.folder.mkdir()
+    (run.folder / "checkpoint_best.pt").touch()
+    digest = open_prepared(prepared, ("test",)).dictionary_digest
+    evaluation = {"beam": 5, "lenpen": 1.0, "max_len_a": 0.0, "max_len_b": 200, "batch_size": 100}
+    evaluation |= {"lowercase": False, "tokenize": "13a"}
+    run.write_record({"data": str(prepared), "dictionary_digest": digest, "evaluation": evaluation})
+    translated = []
+    monkeypatch.setattr(evaluate, "_translate", lambda *words: (translated.append(1), (0, ["a b c d"] * 42))[1])
+    monkeypatch.setattr(evaluate, "_facts", lambda path, averaged: {"update": 1, "valid_loss": 1.0})
+
+    def noted() -> str | None:
+        assert main.main(["evaluate", str(run.folder)]) == 0
+        return json.loads((run.folder / "eval" / "best" / "score.json").read_text(encoding="utf-8"))["finished"]
+
+    assert noted() is None and run.score("best") is None
+    run.finished.write_text('{"time": "2026-01-01T00:00:00+00:00"}', encoding="utf-8")
+    assert noted() == "2026-01-01T00:00:00+00:00" and run.score("best")["bleu"] == pytest.approx(100)
+    assert translated == [1] and "already evaluated, nothing to do" in capsys.readouterr().err
 
 
 # -- the command and launches that do not train
@@ -171,6 +233,21 @@ def test_fairseqs_own_precision_flags_decide_alone(flag):
 def test_tpus_are_refused():
     with pytest.raises(UserError, match="'--tpu' cannot be given to train.sh, which trains on GPUs and CPUs only"):
         launch.choose_precision("auto", [], ["--tpu"])
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "expected"),
+    [
+        ("", 0, 1),
+        ("", 4, 4),
+        ("--cpu", 4, 1),
+        ("--distributed-world-size 8", 2, 8),
+        ("--distributed-world-size=1", 4, 1),
+    ],
+)
+def test_processes_that_train_together(words, gpus, expected):
+    assert launch.number_of_processes([], words.split(), ["a GPU"] * gpus) == expected
+    assert launch.number_of_processes(words.split(), [], ["a GPU"] * gpus) == expected
 
 
 def test_several_gpus_are_told_how_to_keep_the_batch():
@@ -539,7 +616,8 @@ def test_sizes_of_other_formats_are_not_guessed(prepared):
 
 def test_incomplete_data_folders_are_refused(prepared):
     with pytest.raises(
-        UserError, match="data folder '.*none' does not exist: make it with scripts/prepare_iwslt14.sh or"
+        UserError,
+        match="data folder '.*none' does not exist: make it with scripts/prepare_iwslt14.sh, prepare_wmt17.sh or",
     ):
         open_prepared(prepared / "none", ())
     with pytest.raises(

@@ -62,9 +62,9 @@ def write_run(results: Path, cell: Cell, bleu: float | None, hypotheses: list[st
     settings |= {"flags": facts["flags"], "precision": facts["precision"]}
     record = {"format": 1, "settings": settings, "corpus": facts["corpus"], "lines": {"train": facts["lines"]}}
     write_json(folder / "run.json", record)
-    write_json(
-        folder / "environment.json", {"launches": [{"git_commit": facts["commit"], "torch": "2", "devices": []}]}
-    )
+    versions = {"git_commit": facts["commit"], "torch": "2", "devices": []}
+    batches = [{"processes": number, "update_freq": text} for number, text in facts.get("batches", [])]
+    write_json(folder / "environment.json", {"launches": [{**versions, **one} for one in batches or [{}]]})
     if facts.get("unfinished"):
         return folder
     keys = ("updates", "seconds", "parameters", "tokens_per_second", "peak_memory_mib", "peak_memory_of")
@@ -158,7 +158,7 @@ def two_pairs(tmp_path) -> Path:
 
 def test_mean_deviation_difference(two_pairs):
     table = build(two_pairs)
-    assert (table["pairs"], table["methods"]) == (["de-en", "es-en"], ["transformer", "id_x"])
+    assert (table["pairs"], table["methods"]) == (["de-en", "es-en"], list(TABLES[2].methods))
     entry = table["bleu"]["transformer"]["de-en"]
     assert (entry["mean"], entry["sd"], entry["published"]) == (34.0, 1.0, 33.07)
     assert entry["difference"] == pytest.approx(0.93)
@@ -217,7 +217,8 @@ def test_markdown(two_pairs):
     text = markdown(build(two_pairs))
     lines = [" ".join(line.split()) for line in text.split("\n")]
     assert lines[0] == "# Table 2: BLEU on IWSLT'14 Xx-En"
-    assert lines[2:11] == [
+    shown = [*lines[2:7], *lines[lines.index("| id_x | ours | not run | 41.00 | 41.00 (partial, 1 of 2) |") :][:4]]
+    assert shown == [
         "| method | | de-en | es-en | average |",
         "| ----------- | ---------- | -----------: | -----------: | ----------------------: |",
         "| transformer | ours | 34.00 ± 1.00 | 38.83 ± 1.04 | 36.42 ± 1.01 |",
@@ -232,7 +233,7 @@ def test_markdown(two_pairs):
     assert "| id_x | 49,976,832 | 49.98M | 50,000 | 2:46:40 | 54,000 | 2,400 MiB gpu | 1 | 1 of 1 |" in lines
     assert f"Checkpoint: best. BLEU: {SIGNATURE}." in lines
     assert "±: sample standard deviation over the seeds." in lines
-    widths = {len(line) for line in text.split("\n")[2:11]}
+    widths = {len(line) for line in text.split("\n")[2:22]}
     assert len(widths) == 1  # in a terminal the columns stand below each other
 
 
@@ -240,8 +241,9 @@ def test_tsv(two_pairs):
     rows = [line.split("\t") for line in tsv(build(two_pairs)).split("\n")[:-1]]
     assert rows[0][:5] == ["method", "pair", "bleu", "sd", "seeds"] and {len(row) for row in rows} == {len(rows[0])}
     assert rows[1] == ["transformer", "de-en", "34.0000", "1.0000", "3", "3", "33.07", "+0.9300", "", "done"]
-    assert rows[3] == ["id_x", "de-en", "", "", "0", "0", "36.10", "", "", "not run"]
-    assert rows[4] == ["id_x", "es-en", "41.0000", "", "1", "1", "41.82", "-0.8200", "1.0000", "done"]
+    assert rows[3] == ["sage", "de-en", "", "", "0", "0", "33.51", "", "", "not run"]
+    assert rows[-2] == ["id_x", "de-en", "", "", "0", "0", "36.10", "", "", "not run"]
+    assert rows[-1] == ["id_x", "es-en", "41.0000", "", "1", "1", "41.82", "-0.8200", "1.0000", "done"]
 
 
 def test_durations():
@@ -292,9 +294,61 @@ def test_states(tmp_path):
         )
     ]
     text = markdown(table)
-    assert "- failed: de-en/sage/seed1: no such \\| option; log: some/cell.log" in text
+    assert "- de-en/sage/seed1: train failed: no such \\| option; log: some/cell.log" in text
     assert "- not run: de-en/transformer/seed1" in text
     assert "- running: de-en/rdrop/seed1 (update 1,200)" in text
+
+
+def test_the_paper_has_all_its_rows(tmp_path):
+    """Also those that nobody asked for: his own beside the published table."""
+    write_run(tmp_path, Cell("de-en", "mine", 1), 30.0, options=RECIPE.options("id_x"))
+    table = build(tmp_path)
+    assert table["methods"] == [*TABLES[2].methods, "mine"] and table["pairs"] == ["de-en"]
+    row = table["bleu"]["rdrop"]["de-en"]
+    assert (row["states"], row["published"], row["planned"]) == (["not run"], 35.43, 0)
+    lines = [" ".join(line.split()) for line in markdown(table).split("\n")]
+    assert lines.count("| switch | ours | not run |") == 1
+    assert "| switch | - | 87.81M | - | - | - | - | - | - |" in lines
+
+
+def test_a_failure_hides_the_score_before_it(tmp_path):
+    folder = write_run(tmp_path, Cell("de-en", "id_x", 1), 36.0)
+    note_failure(folder, "evaluate", "no memory", Path("a.log"))
+    (folder / ".train.lock").write_text("train (process 1) on elsewhere\n", encoding="utf-8")
+    table = build(tmp_path)
+    entry = table["bleu"]["id_x"]["de-en"]
+    assert (entry["mean"], entry["states"], table["signatures"]) == (None, ["failed"], [])
+    assert table["notes"] == ["de-en/id_x/seed1: evaluate failed: no memory; log: a.log"]
+
+
+def test_failures_of_one_cause_are_one_line(tmp_path):
+    reasons = {"transformer": "no archive", "sage": "no archive", "id_js": "no archive", "id_x": "no memory"}
+    for method, reason in reasons.items():
+        for pair in ("de-en", "es-en"):
+            step, log = ("prepare", f"{pair}.log") if reason == "no archive" else ("train", f"{method}.log")
+            note_failure(Cell(pair, method, 1).folder(tmp_path), step, reason, Path(log))
+    note_failure(Cell("es-en", "id_x", 2).folder(tmp_path), "train", "no memory", Path("other.log"))
+    assert build(tmp_path)["notes"] == [
+        "de-en (3 cells): prepare failed: no archive; log: de-en.log",
+        "de-en/id_x/seed1: train failed: no memory; log: id_x.log",
+        "es-en (3 cells): prepare failed: no archive; log: es-en.log",
+        "es-en (2 cells): train failed: no memory; log: id_x.log and others",
+    ]
+
+
+def test_a_score_from_before_the_end_of_the_training_does_not_count(tmp_path):
+    folder = write_run(tmp_path, Cell("de-en", "id_x", 1), 36.0)
+    path = folder / "eval" / "best" / "score.json"
+    os.utime(path, (1000, 1000))
+    assert build(tmp_path)["bleu"]["id_x"]["de-en"]["states"] == ["not evaluated"]
+
+
+def test_a_lock_of_another_machine(tmp_path):
+    folder = write_run(tmp_path, Cell("de-en", "id_x", 1), None, unfinished=True)
+    (folder / ".train.lock").write_text("train (process 999999999) on far.away\n", encoding="utf-8")
+    table = build(tmp_path)
+    assert table["bleu"]["id_x"]["de-en"]["states"] == ["running on far.away at update 0"]
+    assert table["notes"] == ["running: de-en/id_x/seed1 (on far.away, if its lock file is right)"]
 
 
 def test_a_damaged_record_is_a_failure(tmp_path):
@@ -315,7 +369,7 @@ def test_what_is_asked_for_adds_up(tmp_path):
     add_to_plan(tmp_path, 2, "best", tmp_path / "data", [Cell("de-en", "id_x", 1)])
     add_to_plan(tmp_path, 2, "last", tmp_path / "data", [Cell("es-en", "id_x", 1), Cell("de-en", "id_x", 1)])
     plan = read_plan(tmp_path)
-    assert (plan["cells"], plan["checkpoint"]) == ([Cell("de-en", "id_x", 1), Cell("es-en", "id_x", 1)], "last")
+    assert (plan["cells"], plan["checkpoint"]) == ([Cell("de-en", "id_x", 1), Cell("es-en", "id_x", 1)], "best")
     with pytest.raises(UserError, match="holds the runs of table 2, not of table 3: give another folder"):
         add_to_plan(tmp_path, 3, "best", tmp_path, [])
 
@@ -453,11 +507,51 @@ def test_another_recipe_is_named(tmp_path):
     ]
 
 
+RECIPE_NOTE = "not the published recipe (configs/iwslt14_transformer_small): "
+
+
+@pytest.mark.parametrize(
+    ("batches", "flags", "note"),
+    [
+        ([(4, "1")], [], "batch 4 x 1 x 4096 tokens instead of 1 x 1 x 4096"),
+        ([(8, "1")], ["--distributed-world-size", "8"], "batch 8 x 1 x 4096 tokens instead of 1 x 1 x 4096"),
+        ([(1, "1"), (4, "1")], [], "batch 1 x 1 x 4096 then 4 x 1 x 4096 tokens instead of 1 x 1 x 4096"),
+        ([(4, "1")], ["--max-tokens", "1024"], ""),  # the same batch
+        ([(4, "2")], ["--max-tokens=1024", "--update-freq", "2"], "batch 4 x 2 x 1024 tokens instead of 1 x 1 x 4096"),
+        ([(1, "1")], [], ""),
+        ([(1, "1")], ["--max-tokens", "1024"], "max-tokens 1024 instead of 4096"),
+        ([], [], ""),  # of a version that did not note it
+    ],
+)
+def test_the_batch_of_several_processes_is_named(tmp_path, batches, flags, note):
+    write_run(tmp_path, Cell("de-en", "id_x", 1), 30.0, batches=batches, flags=flags)
+    assert build(tmp_path)["notes"] == [RECIPE_NOTE + note] * bool(note)
+
+
+def test_the_rest_batch_of_three_gpus_is_named(tmp_path):
+    wmt = read_recipe(ROOT / "configs" / "wmt17_transformer_big.yaml")
+    facts = {"corpus": "wmt17_en_de", "lines": 4_400_000, "options": wmt.options("id_x")}
+    write_run(tmp_path, Cell("en-de", "id_x", 1), None, batches=[(3, "5")], **facts)
+    note = (
+        "not the published recipe (configs/wmt17_transformer_big): batch 3 x 5 x 4096 tokens instead of 1 x 16 x 4096"
+    )
+    assert note in build(tmp_path, 3, recipe=wmt)["notes"]
+    write_run(tmp_path, Cell("en-de", "id_x", 1), None, batches=[(2, "8"), (4, "4")], **facts)
+    assert not [note for note in build(tmp_path, 3, recipe=wmt)["notes"] if "recipe" in note]
+
+
+def test_batches_that_differ_within_a_column(tmp_path):
+    for seed, batches in enumerate(([(1, "2")], [(2, "1")], [(4, "1")], []), 1):
+        write_run(tmp_path, Cell("de-en", "id_x", seed), 30.0, corpus="mine", batches=batches)
+    note = "de-en: the batch differs: 8,192 tokens (id_x seed 1, id_x seed 2); 16,384 tokens (id_x seed 3)"
+    assert note in build(tmp_path)["notes"]
+
+
 def test_a_method_of_ones_own_is_named(tmp_path):
     options = RECIPE.options("id_x")
     write_run(tmp_path, Cell("de-en", "mine", 1), 30.0, options=options)
     table = build(tmp_path)
-    assert table["methods"] == ["mine"] and table["bleu"]["mine"]["de-en"]["published"] is None
+    assert table["methods"][-1] == "mine" and table["bleu"]["mine"]["de-en"]["published"] is None
     assert table["notes"] == [
         "not the published recipe (configs/iwslt14_transformer_small): a method that it does not have"
     ]
@@ -493,11 +587,12 @@ def test_differences_within_a_column_are_said(tmp_path):
 def test_bars(two_pairs):
     series = bars(build(two_pairs))
     assert [(method, origin) for method, origin, _ in series] == [
-        *(("transformer", "ours"), ("transformer", "published"), ("id_x", "ours"), ("id_x", "published"))
+        *(("transformer", "ours"), ("transformer", "published"), ("sage", "published"), ("rdrop", "published")),
+        *(("switch", "published"), ("id_js", "published"), ("id_x", "ours"), ("id_x", "published")),
     ]
     assert series[0][2][0] == (34.0, 1.0)
-    assert series[2][2] == [(None, None), (41.0, None)]
-    assert series[3][2] == [(36.10, None), (41.82, None)]
+    assert series[-2][2] == [(None, None), (41.0, None)]
+    assert series[-1][2] == [(36.10, None), (41.82, None)]
 
 
 def test_the_picture_has_labels_and_differs_in_grey(two_pairs, monkeypatch):
@@ -513,7 +608,7 @@ def test_the_picture_has_labels_and_differs_in_grey(two_pairs, monkeypatch):
     assert len(looks) == 3  # two methods of ours, and white with a hatch
     assert all(red == green == blue for red, green, blue, _ in looks)
     numbers = [text.get_text() for text in axes.texts]
-    assert numbers == ["34.0", "38.8", "33.1", "38.9", "41.0", "36.1", "41.8"]
+    assert numbers[:4] == ["34.0", "38.8", "33.1", "38.9"] and numbers[-3:] == ["41.0", "36.1", "41.8"]
 
 
 def test_eight_pairs_take_two_rows(tmp_path):
@@ -522,6 +617,22 @@ def test_eight_pairs_take_two_rows(tmp_path):
     files = draw_table(build(tmp_path), tmp_path / "table")
     assert [path.name for path in files] == ["table.png", "table.pdf"]
     assert files[0].read_bytes().startswith(b"\x89PNG\r\n\x1a\n") and files[1].read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_near_zero_and_many_methods_fit_into_the_picture(tmp_path):
+    from matplotlib.figure import Figure
+
+    for method in TABLES[2].methods:
+        write_run(tmp_path, Cell("de-en", method, 1), 0.02)
+    figures, save = [], Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda one, *args, **kwargs: (figures.append(one), save(one, *args, **kwargs)))
+        draw_table(build(tmp_path), tmp_path / "table")
+    (legend,) = figures[0].legends
+    box, whole = legend.get_window_extent(), figures[0].bbox
+    assert box.x0 >= 0 and box.x1 <= whole.x1
+    assert figures[0].axes[0].get_ylim()[1] >= 1
 
 
 def test_the_command_writes_all_files(two_pairs, tmp_path, capsys):
@@ -558,6 +669,33 @@ def test_files_are_written_whole_or_not_at_all(two_pairs, monkeypatch):
         command.write_table(two_pairs, None, None, two_pairs, lambda line: None)
     assert {path.name: path.read_bytes() for path in two_pairs.glob("table.*")} == before
     assert not list(two_pairs.glob(".table*"))
+
+
+def test_a_table_that_the_folder_is_not_of_is_refused(two_pairs, capsys):
+    add_to_plan(two_pairs, 2, "best", two_pairs / "data", [])
+    assert main.main(["table", str(two_pairs), "--table", "3"]) == 2
+    said = capsys.readouterr()
+    message = f"--table '3': '{two_pairs}' holds the runs of table 2: leave --table out\n"
+    assert (said.out, said.err) == ("", f"intra-distillation table: error: {message}")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"table": 2}', '{"table": 4, "checkpoint": "best", "data_root": "", "cells": []}']
+)
+def test_a_damaged_plan_is_refused(two_pairs, capsys, text):
+    (two_pairs / "reproduce.json").write_text(text, encoding="utf-8")
+    assert main.main(["table", str(two_pairs)]) == 2
+    said = capsys.readouterr()
+    assert "reproduce.json' is damaged: restore it, or delete it" in said.err and said.err.count("\n") == 1
+    assert not (two_pairs / "table.md").exists()
+
+
+def test_a_file_as_out_is_refused(two_pairs, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in ("file", "file/sub"):
+        assert main.main(["table", str(two_pairs), "--out", str(tmp_path / out)]) == 2
+        said = capsys.readouterr().err
+        assert f"--out '{tmp_path / out}' cannot be made (" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
