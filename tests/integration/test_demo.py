@@ -30,6 +30,8 @@ def done(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
+        # A shell's background jobs, these tests among them perhaps, ignore Ctrl-C, and bash cannot undo that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     said = ""
     for line in first.stdout:
