@@ -19,6 +19,8 @@ from intra_distillation_fairseq import passes
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.losses import backends
 from intra_distillation_fairseq.losses.divergence import DIVERGENCES
+from intra_distillation_fairseq.losses.objective import Objective
+from intra_distillation_fairseq.projection import why_not_apart, why_not_plain
 from intra_distillation_fairseq.schedule import SCHEDULES, AlphaSchedule
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ SCALES: dict[str, Callable[[int], float]] = {
     "published": lambda num_passes: 1.0,
     "unbiased": lambda num_passes: num_passes / (num_passes - 1),
 }
+
+# What the loss is computed from.
+LOSS_INPUTS = ["auto", "logits", "features"]
 
 
 @dataclass
@@ -70,7 +75,17 @@ class IntraDistillationCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig)
     )
     id_loss_backend: ChoiceEnum(["auto", *backends.BACKENDS]) = field(
         default="auto",
-        metadata={"help": "how the loss is computed; reference: the definition under autograd; auto takes chunked"},
+        metadata={
+            "help": "how the loss is computed; reference: the definition under autograd; auto: triton on CUDA where it "
+            "is installed, else chunked"
+        },
+    )
+    id_loss_input: ChoiceEnum(LOSS_INPUTS) = field(
+        default="auto",
+        metadata={
+            "help": "features: the loss takes the decoder's features and projects them itself, chunk by chunk, so that "
+            "the logits of the K passes never exist as a whole; auto: features for chunked where the model allows it"
+        },
     )
     max_update: int = II("optimization.max_update")  # N of the schedule: no second flag that could disagree
 
@@ -98,6 +113,7 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         id_scale="published",
         id_pass_mode="stacked",
         id_loss_backend="auto",
+        id_loss_input="auto",
         max_update=0,
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
@@ -114,9 +130,11 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         self.divergence = str(id_divergence)
         self.scale = SCALES[str(id_scale)](id_num_passes)
         self.pass_mode = str(id_pass_mode)
-        self.consistency_loss = backends.choose(str(id_loss_backend))
+        self.loss_backend = str(id_loss_backend)
+        self.loss_input = str(id_loss_input)
         self.num_updates = 0
-        self._checked_model = False
+        self.backend = None  # chosen with the first batch, when the model's device is known
+        self.takes_features = self.overwrites_logits = False
 
     @classmethod
     def build_criterion(cls, cfg, task):
@@ -138,21 +156,25 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         """
         if not model.training:
             return super().forward(model, sample, reduce=reduce)
-        self._check(model)
+        if self.backend is None:
+            self._prepare(model)
         alpha = self.alpha_schedule(self.num_updates)
-        logits = passes.run(model, sample["net_input"], self.num_passes, self.pass_mode)
-        target = model.get_targets(sample, (logits[0],))[:, self.ignore_prefix_size :].reshape(-1)  # N
-        logits = passes.flatten_tokens(logits, skip=self.ignore_prefix_size)  # K x N x V
-        ls_sum, nll_sum, divergence_sum = self.consistency_loss(
-            logits, target, self.padding_idx, self.eps, self.divergence
-        )
-        loss = ls_sum + alpha * self.scale * divergence_sum
+        objective = Objective(self.divergence, alpha * self.scale, self.eps, self.padding_idx)
+        net_input = {**sample["net_input"], "features_only": True} if self.takes_features else sample["net_input"]
+        results = passes.run(model, net_input, self.num_passes, self.pass_mode)
+        target = model.get_targets(sample, (results[0],))[:, self.ignore_prefix_size :].reshape(-1)  # N
+        results = passes.flatten_tokens(results, skip=self.ignore_prefix_size)  # K x N x V, or K x N x H
+        if self.takes_features:
+            projection = passes.unwrapped(model).decoder.output_projection
+            losses = self.backend.from_features(results, projection.weight, projection.bias, target, objective)
+        else:
+            losses = self.backend.from_logits(results, target, objective, self.overwrites_logits)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output = {
-            "loss": loss.data,
-            "ls_loss": ls_sum.data,
-            "nll_loss": nll_sum.data,
-            "id_loss": divergence_sum.data,
+            "loss": losses.loss.data,
+            "ls_loss": losses.ls_sum,
+            "nll_loss": losses.nll_sum,
+            "id_loss": losses.divergence_sum,
             "id_alpha": alpha,
             "id_batches": 1,
             "ntokens": sample["ntokens"],
@@ -161,16 +183,13 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         }
         if self.report_accuracy:
             real = target.ne(self.padding_idx)
-            correct = sum(z.argmax(-1).eq(target).logical_and(real).sum() for z in logits)
+            correct = sum(z.argmax(-1).eq(target).logical_and(real).sum() for z in results)
             logging_output["n_correct"] = correct.data / self.num_passes
             logging_output["total"] = real.sum().data
-        return loss, sample_size, logging_output
+        return losses.loss, sample_size, logging_output
 
-    def _check(self, model) -> None:
-        """Once, before the first step: what only the model can tell."""
-        if self._checked_model:
-            return
-        self._checked_model = True
+    def _prepare(self, model) -> None:
+        """Once, before the first step: what depends on the model and on where it is."""
         if getattr(getattr(passes.unwrapped(model), "decoder", None), "adaptive_softmax", None) is not None:
             raise SystemExit(
                 "error: --adaptive-softmax-cutoff is set: intra_distillation compares distributions over the whole "
@@ -183,6 +202,25 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
                 self.num_passes,
                 self.num_passes,
             )
+
+        try:
+            name = backends.choose(self.loss_backend, next(model.parameters()).device)
+            self.takes_features = self._choose_input(model, name)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from error
+        self.overwrites_logits = why_not_plain(model) is None
+        self.backend = backends.BACKENDS[name]
+
+    def _choose_input(self, model, backend: str) -> bool:
+        """Whether the loss takes features. auto: where that was measured to be faster (docs/results.md)."""
+        hindrance = "--report-accuracy needs the logits" if self.report_accuracy else why_not_apart(model)
+        if self.loss_input == "features" and hindrance:
+            raise UserError(f"--id-loss-input is 'features', but {hindrance}: use auto or logits")
+        takes_features = self.loss_input == "features" or (
+            self.loss_input == "auto" and backend == "chunked" and not hindrance
+        )
+        logger.info("the loss takes %s", "features and projects them itself" if takes_features else "logits")
+        return takes_features
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:

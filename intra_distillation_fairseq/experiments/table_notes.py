@@ -16,7 +16,7 @@ PUBLISHED_PRECISION = "fp16"
 # Options that decide storage, speed or memory, and no number.
 _WITHOUT_EFFECT = re.compile(
     r"keep-.*|no-(epoch|last|best)-checkpoints|log-.*|no-progress-bar|num-workers|cpu|ddp-backend|distributed-.*"
-    r"|device-id|id-pass-mode|id-loss-backend|.*-logdir|wandb-project"
+    r"|device-id|id-pass-mode|id-loss-backend|id-loss-input|.*-logdir|wandb-project"
     r"|batch_size"  # of the evaluation; the training's is batch-size
 )
 _COMMIT = re.compile(r"\b([0-9a-f]{9})[0-9a-f]{31}\b")

@@ -1,85 +1,105 @@
-"""The loss of K passes under one signature, and which implementation of it is used.
-
-Every back end is a function (logits, target, ignore_index, label_smoothing, divergence) -> ConsistencyLoss.
-"""
+"""The loss of K passes under one signature, and which implementation of it is used."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import NamedTuple, Union
 
+import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.losses import chunked as chunked_loss
+from intra_distillation_fairseq.losses.chunked import chunked
 from intra_distillation_fairseq.losses.divergence import DIVERGENCES, log_probabilities
+from intra_distillation_fairseq.losses.objective import ConsistencyLoss, Objective, weighted
+from intra_distillation_fairseq.losses.projected import projected
 
 logger = logging.getLogger(__name__)
 
+# K tensors (N, .), or one tensor (K, N, .).
+Passes = Union[Sequence[Tensor], Tensor]
 
-class ConsistencyLoss(NamedTuple):
-    """Three sums over the real tokens of a batch, in nats, each a scalar tensor.
+
+class Backend(NamedTuple):
+    """An implementation of the loss. Both functions compute in float32, in float64 if given that.
 
     Attributes:
-        ls_sum: label-smoothed cross-entropy, mean over the K passes; carries gradient.
-        nll_sum: negative log-likelihood of the target, mean over the K passes; for logging.
-        divergence_sum: divergence between the K passes, not yet weighted by alpha'; carries gradient.
+        from_logits: (logits, target, objective, overwrite_logits=False) -> ConsistencyLoss. Logits: K tensors (N, V) of
+            any floating type, or one (K, N, V). Target: (N,) token ids. With overwrite_logits backward may put the
+            gradient into the memory of the logits, which is then lost to everybody else.
+        from_features: (features, weight, bias, target, objective) -> ConsistencyLoss of features @ weight.T + bias.
+            Features: K tensors (N, H), or one (K, N, H). Weight: (V, H). Bias: (V,) or None.
     """
 
-    ls_sum: Tensor
-    nll_sum: Tensor
-    divergence_sum: Tensor
+    from_logits: Callable[..., ConsistencyLoss]
+    from_features: Callable[..., ConsistencyLoss]
 
 
-def reference(
-    logits: Sequence[Tensor], target: Tensor, ignore_index: int, label_smoothing: float, divergence: str
-) -> ConsistencyLoss:
-    """The definition in plain PyTorch; every other back end is held against it.
-
-    The smoothed target is fairseq's: 1 - eps on the reference token, eps / (V - 1) on every other type.
-
-    Args:
-        logits: K tensors (N, V) of any floating type, or one tensor (K, N, V).
-        target: (N,) token ids.
-        ignore_index: tokens with this id (padding) count nowhere and receive no gradient.
-        label_smoothing: eps.
-        divergence: a key of DIVERGENCES.
-    """
+def reference(logits: Passes, target: Tensor, objective: Objective, overwrite_logits: bool = False) -> ConsistencyLoss:
+    """The definition in plain PyTorch; every other back end is held against it. It never overwrites."""
     lprobs = [log_probabilities(z) for z in logits]
     k, vocabulary = len(lprobs), lprobs[0].size(-1)
-    padding = target.eq(ignore_index)  # N
+    padding = target.eq(objective.ignore_index)  # N
     index = target.unsqueeze(-1)  # N x 1
-    eps_i = label_smoothing / (vocabulary - 1)
 
     def over_tokens(per_token: Tensor) -> Tensor:
         return per_token.masked_fill(padding, 0.0).sum()
 
     nll_sum = sum(over_tokens(-lp.gather(-1, index).squeeze(-1)) for lp in lprobs) / k
     smooth_sum = sum(over_tokens(-lp.sum(-1)) for lp in lprobs) / k
-    return ConsistencyLoss(
-        ls_sum=(1.0 - label_smoothing - eps_i) * nll_sum + eps_i * smooth_sum,
-        nll_sum=nll_sum.detach(),
-        divergence_sum=over_tokens(DIVERGENCES[divergence](lprobs)),
-    )
+    divergence_sum = over_tokens(DIVERGENCES[objective.divergence](lprobs))
+    return weighted(objective, vocabulary, nll_sum, smooth_sum, divergence_sum)
 
 
-def chunked(*args) -> ConsistencyLoss:
-    """The same with a closed-form gradient over chunks of tokens, without full-size float32 copies (chunked.py)."""
-    return ConsistencyLoss(*chunked_loss.chunked(*args))
+def reference_from_features(
+    features: Passes, weight: Tensor, bias: Tensor | None, target: Tensor, objective: Objective
+) -> ConsistencyLoss:
+    return reference([linear(f, weight, bias) for f in features], target, objective)
 
 
-BACKENDS: dict[str, Callable[..., ConsistencyLoss]] = {"reference": reference, "chunked": chunked}
+def triton(*args, **kwargs) -> ConsistencyLoss:
+    """Kernels for CUDA (triton_kernels.py). The package is imported when it is first needed."""
+    from intra_distillation_fairseq.losses import triton_kernels
+
+    return triton_kernels.triton_loss(*args, **kwargs)
 
 
-def choose(name: str) -> Callable[..., ConsistencyLoss]:
-    """The back end of that name; "auto" takes chunked, and the choice is logged.
+def triton_from_features(*args) -> ConsistencyLoss:
+    from intra_distillation_fairseq.losses import triton_kernels
+
+    return projected(*args, loss_and_gradient=triton_kernels.loss_and_gradient_)
+
+
+BACKENDS: dict[str, Backend] = {
+    "reference": Backend(reference, reference_from_features),
+    "chunked": Backend(chunked, projected),
+    "triton": Backend(triton, triton_from_features),
+}
+
+
+def why_no_triton(device: torch.device) -> str | None:
+    """What the triton back end lacks on this device, or None."""
+    if device.type != "cuda":
+        return f"it needs a CUDA GPU and the model is on the device '{device.type}'"
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    return None
+
+
+def choose(name: str, device: torch.device) -> str:
+    """The key of BACKENDS to use on a device; "auto" takes triton where it works, else chunked. Logs the choice.
 
     Raises:
-        UserError: no such back end.
+        UserError: no such back end, or it lacks something here.
     """
     if name != "auto" and name not in BACKENDS:
         raise UserError(f"--id-loss-backend is '{name}': allowed are auto, {', '.join(BACKENDS)}")
-    chosen = "chunked" if name == "auto" else name
+    lacking = why_no_triton(device)
+    if name == "triton" and lacking:
+        raise UserError(f"--id-loss-backend is 'triton', but {lacking}: use auto or chunked")
+    chosen = name if name != "auto" else "chunked" if lacking else "triton"
     logger.info("loss back end: %s%s", chosen, " (chosen automatically)" if name == "auto" else "")
-    return BACKENDS[chosen]
+    return chosen

@@ -7,8 +7,10 @@ from tiny_corpus import write_corpus
 from torch import nn
 
 from intra_distillation_fairseq import passes
+from intra_distillation_fairseq.losses import projected
 from intra_distillation_fairseq.losses.backends import BACKENDS
 from intra_distillation_fairseq.losses.divergence import DIVERGENCES
+from intra_distillation_fairseq.losses.objective import Objective
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -46,12 +48,36 @@ def test_loss_against_float64_on_the_cpu(backend, divergence, dtype, autocast):
     results = []
     for name, z, t in (("reference", exact, target), (backend, low, target.cuda())):
         with torch.autocast("cuda", enabled=autocast and z.is_cuda):
-            result = BACKENDS[name](z, t, 1, 0.1, divergence)
-        (gradient,) = torch.autograd.grad(result.ls_sum + 5 * result.divergence_sum, z)
+            result = BACKENDS[name].from_logits(z, t, Objective(divergence, 5.0, 0.1, 1))
+        (gradient,) = torch.autograd.grad(result.loss, z)
         results.append((*(float(v) for v in result), gradient.double().cpu()))
-    assert results[1][:3] == pytest.approx(results[0][:3], rel=1e-5)
+    assert results[1][:4] == pytest.approx(results[0][:4], rel=1e-5)
     tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-5}
-    torch.testing.assert_close(results[1][3], results[0][3], **tolerance)
+    torch.testing.assert_close(results[1][4], results[0][4], **tolerance)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loss_from_features_against_float64_on_the_cpu(monkeypatch, backend, dtype, autocast):
+    """The largest error at most twice plain PyTorch's in the same type; three chunks of tokens."""
+    monkeypatch.setitem(projected.CHUNK_BYTES, "cuda", 25 * 3 * 1001 * dtype.itemsize)
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 70, 64), (1001, 64), (1001,))
+    given = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    given[1] *= 0.3
+    target = torch.randint(1, 1001, (70,), generator=generator)
+    results = {}
+    for case, name in (("exact", "reference"), ("plain", "reference"), ("own", backend)):
+        inputs = [x.double() if case == "exact" else x.cuda() for x in given]
+        inputs = [x.detach().clone().requires_grad_() for x in inputs]
+        with torch.autocast("cuda", enabled=autocast and case != "exact"):
+            result = BACKENDS[name].from_features(*inputs, target.to(inputs[0].device), Objective("x", 5.0, 0.1, 1))
+        gradients = torch.autograd.grad(128 * result.loss, inputs)
+        results[case] = [value.detach().double().cpu() for value in (*result, *gradients)]
+    for exact, plain, own in zip(*results.values()):
+        unit = torch.finfo(dtype).eps * exact.abs().max()
+        assert (own - exact).abs().max() <= 2 * (plain - exact).abs().max() + unit
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +108,12 @@ PRECISIONS = ["", "--fp16", "--bf16", "--amp", "--memory-efficient-fp16"]
 
 @pytest.mark.parametrize("mode", passes.PASS_MODES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_trains(data, mode, precision):
-    train(data, "--id-pass-mode", mode, *precision.split())
+@pytest.mark.parametrize(
+    ("backend", "loss_input"),
+    [("auto", "auto"), ("reference", "logits"), ("chunked", "logits"), ("chunked", "features"), ("triton", "features")],
+)
+def test_trains(data, mode, precision, backend, loss_input):
+    train(data, "--id-pass-mode", mode, "--id-loss-backend", backend, "--id-loss-input", loss_input, *precision.split())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

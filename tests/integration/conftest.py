@@ -32,3 +32,20 @@ def train(tiny_data, tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def task(tiny_data):
+    from in_process import make_task  # imports fairseq, which most tests here leave to the commands
+
+    return make_task(tiny_data)
+
+
+@pytest.fixture
+def sample(task):
+    """Sentences of different lengths, so that there is padding."""
+    task.load_dataset("train")
+    dataset = task.datasets["train"]
+    batch = dataset.collater([dataset[i] for i in range(9)])
+    assert batch["target"].eq(task.target_dictionary.pad()).any()
+    return batch

@@ -7,11 +7,32 @@ import pytest
 import torch
 
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.losses import backends
 from intra_distillation_fairseq.losses import chunked as chunked_loss
+from intra_distillation_fairseq.losses import projected as projected_loss
 from intra_distillation_fairseq.losses.backends import BACKENDS, choose, reference
-from intra_distillation_fairseq.losses.divergence import DIVERGENCES, js_divergence, log_probabilities, x_divergence
+from intra_distillation_fairseq.losses.divergence import DIVERGENCES, js_divergence, x_divergence
+from intra_distillation_fairseq.losses.objective import Objective
 
 PAD = 1
+
+
+def through_identity(logits, target, objective):
+    """The variant from features, given the logits as features and the identity as projection: nothing is rounded."""
+    v = logits[0].size(-1)
+    weight = torch.eye(v, dtype=logits[0].dtype)
+    return BACKENDS["chunked"].from_features(logits, weight, None, target, objective)
+
+
+LOSSES = {
+    "reference": BACKENDS["reference"].from_logits,
+    "chunked": BACKENDS["chunked"].from_logits,
+    "chunked_features": through_identity,
+}
+
+
+def objective(divergence="x", weight=5.0, smoothing=0.1):
+    return Objective(divergence, weight, smoothing, PAD)
 
 
 def random_logits(k, n, v, dtype=torch.float64, scale=2.0, seed=0):
@@ -75,65 +96,94 @@ def test_closed_form_gradients(k):
         assert gradient.sum(-1).abs().max() < 1e-13
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_gradcheck(name, divergence):
     logits = random_logits(3, 4, 6).requires_grad_()
     target = torch.tensor([2, 5, PAD, 3])
-
-    def loss(z):
-        result = BACKENDS[name](z, target, PAD, 0.1, divergence)
-        return 1.7 * result.ls_sum + 4.2 * result.divergence_sum
-
-    assert torch.autograd.gradcheck(loss, (logits,))
+    assert torch.autograd.gradcheck(lambda z: 1.7 * LOSSES[name](z, target, objective(divergence, 2.5)).loss, (logits,))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradcheck_of_the_projection(with_bias, divergence, backend):
+    """Features apart, projection and bias."""
+    features = [z.requires_grad_() for z in random_logits(3, 4, 5)]
+    weight = random_logits(1, 7, 5, seed=3)[0].requires_grad_()
+    bias = random_logits(1, 1, 7, seed=4)[0, 0].requires_grad_() if with_bias else None
+    target = torch.tensor([2, 5, PAD, 3])
+
+    def loss(weight, *rest):
+        rest, b = (rest[:-1], rest[-1]) if with_bias else (rest, None)
+        return 0.3 * BACKENDS[backend].from_features(rest, weight, b, target, objective(divergence)).loss
+
+    inputs = (weight, *features, bias) if with_bias else (weight, *features)
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_the_loss_carries_gradient_and_is_the_weighted_sum(name):
+    logits, target = random_logits(3, 9, 11).requires_grad_(), random_target(9, 11)
+    result = LOSSES[name](logits, target, objective(weight=2.5))
+    assert result.loss.item() == pytest.approx((result.ls_sum + 2.5 * result.divergence_sum).item(), rel=1e-12)
+    assert [value.requires_grad for value in result] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_lower_precision_against_float64(dtype, divergence, backend):
-    """The error of the loss is that of float32, the error of the gradient that of rounding it to the logits' type."""
-    low = random_logits(3, 40, 101, dtype).requires_grad_()
-    high = low.detach().double().requires_grad_()
-    target = random_target(40, 101)
-    results = [BACKENDS[b](z, target, PAD, 0.1, divergence) for b, z in ((backend, low), ("reference", high))]
-    for got, expected in zip(*results):
-        assert got.dtype == torch.float32
-        assert got.item() == pytest.approx(expected.item(), rel=2e-6)
-    gradients = [torch.autograd.grad(r.ls_sum + 5 * r.divergence_sum, z)[0] for r, z in zip(results, (low, high))]
-    assert gradients[0].dtype == dtype
-    difference = (gradients[0].double() - gradients[1]).abs()
-    # One rounding to the type (half a unit in the last place, or a subnormal step) and float32's own error.
-    allowed = torch.finfo(dtype).eps * gradients[1].abs() + torch.finfo(dtype).smallest_normal + 2e-6
-    assert (difference <= allowed).all()
+@pytest.mark.parametrize(("k", "n", "v"), [(2, 1, 5), (3, 40, 101), (8, 9, 257)])
+def test_error_at_most_twice_plain_pytorchs(k, n, v, dtype, divergence, name):
+    """Against the float64 reference, where plain PyTorch is the reference back end in the same type."""
+    low = random_logits(k, n, v, dtype)
+    target = random_target(n, v).clamp(min=2)
+    results = {}
+    for case, function, z in (
+        ("exact", LOSSES["reference"], low.double()),
+        ("plain", LOSSES["reference"], low.clone()),
+        ("own", LOSSES[name], low.clone()),
+    ):
+        result = function(z.requires_grad_(), target, objective(divergence))
+        assert result.loss.dtype == (torch.float64 if case == "exact" else torch.float32)
+        results[case] = (*result, torch.autograd.grad(37.0 * result.loss, z)[0])
+    assert results["own"][-1].dtype == dtype
+    for exact, plain, own in zip(*results.values()):
+        # The errors of single numbers are a matter of luck: the largest of the tensor counts, and one unit in the last
+        # place of the largest value (of the type in which it is returned) is always allowed.
+        unit = torch.finfo(own.dtype).eps * exact.abs().max()
+        errors = [(value.double() - exact).abs().max() for value in (own, plain)]
+        assert errors[0] <= 2 * errors[1] + unit
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("gap", [50.0, 100.0, 105.0, 200.0, 1000.0])
-def test_finite_at_a_large_gap_of_logits(gap, dtype, divergence, backend):
+def test_finite_at_a_large_gap_of_logits(gap, dtype, divergence, name):
     logits = torch.zeros(3, 2, 5, dtype=dtype)
     logits[0, :, 0] = gap
     logits[1, :, 1] = gap
     logits[2, :, 2] = -gap
     logits.requires_grad_()
-    result = BACKENDS[backend](logits, torch.tensor([3, 4]), PAD, 0.1, divergence)
-    (gradient,) = torch.autograd.grad(result.ls_sum + 5 * result.divergence_sum, logits)
+    result = LOSSES[name](logits, torch.tensor([3, 4]), objective(divergence))
+    (gradient,) = torch.autograd.grad(result.loss, logits)
     assert all(value.isfinite() for value in result)
     assert gradient.isfinite().all()
 
 
-def test_a_tiny_divergence_does_not_cancel_in_float32():
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_tiny_divergence_does_not_cancel_in_float32(name):
     base = random_logits(1, 1, 12001, scale=3.0)
     logits = base + 1e-3 * random_logits(3, 1, 12001, seed=7)
-    exact = x_divergence(list(log_probabilities(logits)))
-    assert x_divergence(list(log_probabilities(logits.float()))).item() == pytest.approx(exact.item(), rel=1e-3)
+    target = torch.tensor([5])
+    exact, own = (LOSSES[name](z, target, objective()).divergence_sum.item() for z in (logits, logits.float()))
+    assert own == pytest.approx(exact, rel=1e-3)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_padding_never_matters(divergence, backend):
+def test_padding_never_matters(divergence, name):
     logits, target = random_logits(3, 20, 11), random_target(20, 11)
     changed = logits.clone()
     changed[:, target.eq(PAD)] = 1e4 * random_logits(3, int(target.eq(PAD).sum()), 11, seed=5)
@@ -141,57 +191,110 @@ def test_padding_never_matters(divergence, backend):
     for z in (logits, changed, real):
         z.requires_grad_()
     results = [
-        BACKENDS[backend](z, t, PAD, 0.1, divergence)
+        LOSSES[name](z, t, objective(divergence))
         for z, t in ((logits, target), (changed, target), (real, target[target.ne(PAD)]))
     ]
     for values in zip(*results):
         assert values[0].item() == pytest.approx(values[1].item(), rel=1e-12)
         assert values[0].item() == pytest.approx(values[2].item(), rel=1e-12)
-    (gradient,) = torch.autograd.grad(results[1].ls_sum + results[1].divergence_sum, changed)
+    (gradient,) = torch.autograd.grad(results[1].loss, changed)
     assert (gradient[:, target.eq(PAD)] == 0).all()
     assert (gradient[:, target.ne(PAD)] != 0).any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_only_padding_gives_zero(backend):
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_padding_gives_zero(name):
     logits = random_logits(3, 4, 7).requires_grad_()
-    result = BACKENDS[backend](logits, torch.full((4,), PAD), PAD, 0.1, "x")
-    assert [value.item() for value in result] == [0, 0, 0]
+    result = LOSSES[name](logits, torch.full((4,), PAD), objective())
+    assert [value.item() for value in result] == [0, 0, 0, 0]
+    (gradient,) = torch.autograd.grad(result.loss, logits)
+    assert (gradient == 0).all()
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize(("k", "n", "v"), [(2, 1, 5), (3, 37, 101), (6, 50, 12)])
+@pytest.mark.parametrize(("k", "n", "v"), [(2, 1, 5), (3, 37, 101), (6, 50, 12), (8, 5, 33)])
 @pytest.mark.parametrize("tokens_per_chunk", [1, 7, 1000])
 @pytest.mark.parametrize("apart", [True, False])
-def test_chunked_equals_reference(monkeypatch, k, n, v, tokens_per_chunk, divergence, apart):
+@pytest.mark.parametrize("name", ["chunked", "chunked_features"])
+def test_chunked_equals_reference(monkeypatch, name, k, n, v, tokens_per_chunk, divergence, apart):
     """Any number of tokens per chunk, random upstream gradients, non-contiguous passes, apart or in one tensor."""
     monkeypatch.setattr(chunked_loss, "chunk_tokens", lambda *_: tokens_per_chunk)
+    monkeypatch.setattr(projected_loss, "chunk_tokens", lambda *_: tokens_per_chunk)
+    monkeypatch.setitem(projected_loss.CHUNK_BYTES, "cpu", 3 * tokens_per_chunk * k * v * 8)
     target = random_target(n, v, seed=3)
     results = []
-    for backend in ("reference", "chunked"):
+    for loss in (LOSSES["reference"], LOSSES[name]):
         leaf = random_logits(n, v, k).requires_grad_()
         logits = leaf.permute(2, 0, 1)
-        result = BACKENDS[backend](list(logits) if apart else logits, target, PAD, 0.1, divergence)
-        (gradient,) = torch.autograd.grad(-0.3 * result.ls_sum + 2.9 * result.divergence_sum, leaf)
+        result = loss(list(logits) if apart else logits, target, objective(divergence, 2.9))
+        (gradient,) = torch.autograd.grad(-0.3 * result.loss, leaf)
         results.append((*(value.detach() for value in result), gradient))
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
 
-def test_chunked_scales_before_it_rounds_to_float16():
+@pytest.mark.parametrize("apart", [True, False])
+def test_chunked_overwrites_the_logits_only_where_allowed(apart):
+    target = random_target(20, 11)
+    expected = None
+    for overwrite in (False, True):
+        leaf = random_logits(3, 20, 11).requires_grad_()
+        logits = [2 * z for z in leaf] if apart else 2 * leaf
+        before = torch.stack(list(logits)).detach().clone()
+        loss = LOSSES["chunked"](logits, target, objective(), overwrite).loss
+        loss.backward(retain_graph=True)
+        after = torch.stack(list(logits)).detach()
+        assert after.equal(before) != overwrite
+        if overwrite:
+            torch.testing.assert_close(leaf.grad, expected, rtol=1e-12, atol=0)
+            torch.testing.assert_close(after, expected / 2, rtol=1e-12, atol=0)  # the gradient lies where they were
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+        expected = leaf.grad.clone()
+
+
+@pytest.mark.parametrize("name", ["chunked", "chunked_features"])
+def test_scaled_before_rounded_to_float16(name):
     """A gradient below float16's range survives if the upstream gradient (fairseq's loss scale) lifts it into it."""
     logits = random_logits(3, 4, 2001, torch.float16).requires_grad_()
     exact = logits.detach().double().requires_grad_()
     target = torch.tensor([5, 6, 7, 8])
-    for backend, z in (("chunked", logits), ("reference", exact)):
-        (1e-7 * 2.0**20 * BACKENDS[backend](z, target, PAD, 0.1, "x").ls_sum).backward()
-    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-3, atol=1e-7)
+    for function, z in ((LOSSES[name], logits), (LOSSES["reference"], exact)):
+        (1e-7 * 2.0**20 * function(z, target, objective()).loss).backward()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2e-3, atol=1e-7)
+
+
+def test_the_gradient_of_a_float16_projection_does_not_overflow():
+    """A sum over many tokens passes float16's range before the upstream gradient brings it back."""
+    features = torch.ones(2, 3000, 4, dtype=torch.float16).requires_grad_()
+    weight = torch.zeros(5, 4, dtype=torch.float16).requires_grad_()
+    loss = BACKENDS["chunked"].from_features(features, weight, None, torch.full((3000,), 4), objective()).loss
+    (1e-3 * loss).backward()
+    # One gradient row per token and pass: (p - t) / K, with p = 1/5 and t = 0.9 on the target; K * N of them.
+    assert weight.grad[4, 0].item() == pytest.approx(1e-3 * 3000 * (0.2 - 0.9), rel=1e-3)
+
+
+def test_under_autocast_the_projection_is_in_autocasts_type():
+    features, weight = random_logits(3, 6, 8, torch.float32), random_logits(1, 13, 8, torch.float32, seed=1)[0]
+    target = random_target(6, 13)
+    results = []
+    for backend in ("reference", "chunked"):
+        f, w = features.clone().requires_grad_(), weight.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = BACKENDS[backend].from_features(f, w, None, target, objective()).loss
+        loss.backward()
+        assert f.grad.dtype == w.grad.dtype == torch.float32
+        results.append((loss.detach(), f.grad, w.grad))
+    for plain, own in zip(*results):
+        torch.testing.assert_close(own, plain, rtol=3e-2, atol=3e-2 * plain.abs().max().item())
+    full = BACKENDS["reference"].from_features(features, weight, None, target, objective()).loss
+    assert results[1][0].item() != full.item()  # it really was bfloat16
 
 
 def test_sums_over_tokens_add_up():
     logits, target = random_logits(3, 20, 11), random_target(20, 11)
-    whole = reference(logits, target, PAD, 0.1, "x")
-    parts = [reference(logits[:, s], target[s], PAD, 0.1, "x") for s in (slice(0, 7), slice(7, 20))]
+    whole = reference(logits, target, objective())
+    parts = [reference(logits[:, s], target[s], objective()) for s in (slice(0, 7), slice(7, 20))]
     for value, a, b in zip(whole, *parts):
         assert value.item() == pytest.approx((a + b).item(), rel=1e-12)
 
@@ -201,11 +304,30 @@ def test_smoothing_is_fairseqs():
 
     logits, target = random_logits(3, 20, 11), random_target(20, 11)
     expected = [label_smoothed_nll_loss(torch.log_softmax(z, -1), target, 0.1, ignore_index=PAD) for z in logits]
-    result = reference(logits, target, PAD, 0.1, "x")
+    result = reference(logits, target, objective())
     assert result.ls_sum.item() == pytest.approx(sum(loss.item() for loss, _ in expected) / 3, rel=1e-12)
     assert result.nll_sum.item() == pytest.approx(sum(nll.item() for _, nll in expected) / 3, rel=1e-12)
 
 
 def test_unknown_back_end_is_named():
-    with pytest.raises(UserError, match="^--id-loss-backend is 'cuda': allowed are auto, reference, chunked"):
-        choose("cuda")
+    with pytest.raises(UserError, match="^--id-loss-backend is 'cuda': allowed are auto, reference, chunked, triton"):
+        choose("cuda", torch.device("cpu"))
+
+
+def test_the_choice_of_the_back_end(monkeypatch, caplog):
+    """auto takes triton on CUDA where it can be imported, else chunked; what is asked for and missing is named."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    caplog.set_level("INFO", "intra_distillation_fairseq.losses.backends")
+    monkeypatch.setattr(backends, "find_spec", lambda name: object())
+    assert [choose("auto", cpu), choose("auto", cuda), choose("triton", cuda)] == ["chunked", "triton", "triton"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "loss back end: chunked (chosen automatically)",
+        "loss back end: triton (chosen automatically)",
+        "loss back end: triton",
+    ]
+    with pytest.raises(UserError, match="^--id-loss-backend is 'triton', but it needs a CUDA GPU and the model is on"):
+        choose("triton", cpu)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    assert choose("auto", cuda) == "chunked"
+    with pytest.raises(UserError, match="but the package triton is not installed: use auto or chunked$"):
+        choose("triton", cuda)
