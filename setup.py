@@ -36,6 +36,8 @@ setup(
             "tensorboardX",  # what fairseq's --tensorboard-logdir writes with; without it every command says so
         ],
         "figures": ["matplotlib"],
+        # The loss in one kernel on a GPU. torch for CUDA brings the version it was built with.
+        "triton": ["triton>=3.2; sys_platform == 'linux'"],
         "test": ["pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["intra-distillation = intra_distillation_fairseq.cli.main:main"]},

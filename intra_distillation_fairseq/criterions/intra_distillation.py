@@ -204,7 +204,7 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
             )
 
         try:
-            name = backends.choose(self.loss_backend, next(model.parameters()).device)
+            name = backends.choose(self.loss_backend, next(model.parameters()).device, self.num_passes)
             self.takes_features = self._choose_input(model, name)
         except UserError as error:
             raise SystemExit(f"error: {error}") from error

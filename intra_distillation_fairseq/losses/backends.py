@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import NamedTuple, Union
 
 import torch
@@ -80,24 +79,28 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def why_no_triton(device: torch.device) -> str | None:
-    """What the triton back end lacks on this device, or None."""
+def why_no_triton(device: torch.device, num_passes: int) -> str | None:
+    """What the triton back end lacks for this device and number of passes, or None."""
     if device.type != "cuda":
         return f"it needs a CUDA GPU and the model is on the device '{device.type}'"
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
+    try:
+        from intra_distillation_fairseq.losses import triton_kernels
+    except ImportError as error:
+        return f"the package triton cannot be imported ({error})"
+    if num_passes > triton_kernels.MAX_PASSES:
+        return f"it takes at most {triton_kernels.MAX_PASSES} passes and --id-num-passes is {num_passes}"
     return None
 
 
-def choose(name: str, device: torch.device) -> str:
-    """The key of BACKENDS to use on a device; "auto" takes triton where it works, else chunked. Logs the choice.
+def choose(name: str, device: torch.device, num_passes: int) -> str:
+    """The key of BACKENDS to use; "auto" takes triton where it works, else chunked. Logs the choice.
 
     Raises:
         UserError: no such back end, or it lacks something here.
     """
     if name != "auto" and name not in BACKENDS:
         raise UserError(f"--id-loss-backend is '{name}': allowed are auto, {', '.join(BACKENDS)}")
-    lacking = why_no_triton(device)
+    lacking = why_no_triton(device, num_passes) if name in ("auto", "triton") else None
     if name == "triton" and lacking:
         raise UserError(f"--id-loss-backend is 'triton', but {lacking}: use auto or chunked")
     chosen = name if name != "auto" else "chunked" if lacking else "triton"

@@ -50,6 +50,12 @@ def test_imports_go_one_way(place):
         assert not wrong, f"{file.relative_to(PACKAGE)} imports {wrong}"
 
 
+def test_only_one_file_needs_triton():
+    """A machine without it uses every other back end."""
+    files = {file.name for file in PACKAGE.rglob("*.py") if any(starts_with(n, "triton") for n in imported(file))}
+    assert files == {"triton_kernels.py"}
+
+
 def test_commands_do_not_wait_for_torch():
     """Importing it takes seconds, and a command with nothing to do is to be over at once."""
     code = (

@@ -2,12 +2,12 @@
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
 
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.losses import backends
 from intra_distillation_fairseq.losses import chunked as chunked_loss
 from intra_distillation_fairseq.losses import projected as projected_loss
 from intra_distillation_fairseq.losses.backends import BACKENDS, choose, reference
@@ -311,23 +311,32 @@ def test_smoothing_is_fairseqs():
 
 def test_unknown_back_end_is_named():
     with pytest.raises(UserError, match="^--id-loss-backend is 'cuda': allowed are auto, reference, chunked, triton"):
-        choose("cuda", torch.device("cpu"))
+        choose("cuda", torch.device("cpu"), 3)
 
 
-def test_the_choice_of_the_back_end(monkeypatch, caplog):
+def test_the_choice_of_the_back_end(caplog):
     """auto takes triton on CUDA where it can be imported, else chunked; what is asked for and missing is named."""
+    pytest.importorskip("triton", reason="triton is not installed")
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     caplog.set_level("INFO", "intra_distillation_fairseq.losses.backends")
-    monkeypatch.setattr(backends, "find_spec", lambda name: object())
-    assert [choose("auto", cpu), choose("auto", cuda), choose("triton", cuda)] == ["chunked", "triton", "triton"]
+    cases = (("auto", cpu, 3), ("auto", cuda, 8), ("triton", cuda, 3), ("auto", cuda, 9))
+    assert [choose(*case) for case in cases] == ["chunked", "triton", "triton", "chunked"]
     assert [record.getMessage() for record in caplog.records] == [
         "loss back end: chunked (chosen automatically)",
         "loss back end: triton (chosen automatically)",
         "loss back end: triton",
+        "loss back end: chunked (chosen automatically)",
     ]
     with pytest.raises(UserError, match="^--id-loss-backend is 'triton', but it needs a CUDA GPU and the model is on"):
-        choose("triton", cpu)
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    assert choose("auto", cuda) == "chunked"
-    with pytest.raises(UserError, match="but the package triton is not installed: use auto or chunked$"):
-        choose("triton", cuda)
+        choose("triton", cpu, 3)
+    with pytest.raises(UserError, match="but it takes at most 8 passes and --id-num-passes is 9: use auto or chunked$"):
+        choose("triton", cuda, 9)
+
+
+def test_without_triton_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)  # an import of it now fails
+    monkeypatch.delitem(sys.modules, "intra_distillation_fairseq.losses.triton_kernels", raising=False)
+    monkeypatch.delattr("intra_distillation_fairseq.losses.triton_kernels", raising=False)
+    assert choose("auto", torch.device("cuda"), 3) == "chunked"
+    with pytest.raises(UserError, match="but the package triton cannot be imported .*: use auto or chunked$"):
+        choose("triton", torch.device("cuda"), 3)
