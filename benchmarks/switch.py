@@ -12,25 +12,19 @@ the processor time of this process, which the machine's other work lengthens lea
 from __future__ import annotations
 
 import argparse
-import csv
-import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
-from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from measure import RESULTS, dictionary, machine, now_ms, random_batch, summary, write_csv
 from torch import nn
 
 import intra_distillation_fairseq  # noqa: F401  registers models and task
-from intra_distillation_fairseq.experiments.runs import environment
-from intra_distillation_fairseq.files import replacing
 from intra_distillation_fairseq.tasks.translation_intra_distillation import (
     TranslationIntraDistillationConfig,
     TranslationIntraDistillationTask,
@@ -38,30 +32,7 @@ from intra_distillation_fairseq.tasks.translation_intra_distillation import (
 
 DENSE, SWITCH = "transformer_small", "switch_transformer_small"
 PHASES = ("step", "update")
-RESULTS = Path(__file__).resolve().parent / "results" / "switch.csv"
-
-
-def dictionary(types: int) -> Dictionary:
-    result = Dictionary()
-    for i in range(types - len(result)):
-        result.add_symbol(f"w{i}")
-    return result
-
-
-def random_batch(types: int, tokens: int, device: torch.device) -> dict:
-    """About `tokens` target tokens in sentences of 20 to 30, as fairseq's batches have sentences of similar length."""
-    generator = torch.Generator().manual_seed(1)
-    lengths = torch.randint(20, 31, (max(2, tokens // 25), 2), generator=generator)  # source, target
-
-    def side(column: torch.Tensor, left_pad: bool) -> torch.Tensor:
-        words = torch.randint(4, types, (len(column), int(column.max())), generator=generator)
-        places = torch.arange(words.size(1)).expand_as(words)
-        padding = places < (column.max() - column)[:, None] if left_pad else places >= column[:, None]
-        return words.masked_fill(padding, 1).to(device)
-
-    source, target = side(lengths[:, 0], True), side(lengths[:, 1], False)
-    net_input = {"src_tokens": source, "src_lengths": lengths[:, 0].to(device), "prev_output_tokens": target}
-    return {"net_input": net_input, "target": target, "ntokens": int(lengths[:, 1].sum()), "nsentences": len(lengths)}
+OUT = RESULTS / "switch.csv"
 
 
 def build(arch: str, task, args: argparse.Namespace, device: torch.device) -> nn.Module:
@@ -85,27 +56,18 @@ def make_update(arch: str, args: argparse.Namespace, device: torch.device) -> tu
     sample = random_batch(args.types, args.tokens, device)
     updates = 0
 
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return 1000 * (time.process_time() if clock(device) == "process" else time.perf_counter())
-
     def update() -> list[float]:
         nonlocal updates
-        start = now()
+        start = now_ms(device)
         task.train_step(sample, model, criterion, optimizer, updates)
-        step = now() - start
+        step = now_ms(device) - start
         optimizer.multiply_grads(1 / sample["ntokens"])
         optimizer.step()
         optimizer.zero_grad()
         updates += 1
-        return [step, now() - start]
+        return [step, now_ms(device) - start]
 
     return update, sum(p.numel() for p in model.parameters())
-
-
-def clock(device: torch.device) -> str:
-    return "process" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> list[dict]:
@@ -118,7 +80,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict]:
                 times[arch].append(milliseconds)
         print(f"{repeat + 1} of {args.warmup + args.repeats}", end="\r", file=sys.stderr, flush=True)
     sample = random_batch(args.types, args.tokens, torch.device("cpu"))
-    facts = environment()
+    facts = machine(device)
     rows = []
     for phase, name in enumerate(PHASES):
         for arch, (_, parameters) in made.items():
@@ -140,29 +102,11 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict]:
                     "width": args.embed_dim,
                     "ffn": args.ffn_embed_dim,
                     "layers": f"{args.layers}+{args.layers}",
-                    "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-                    "cores": os.cpu_count(),
-                    "threads": torch.get_num_threads(),
-                    "clock": clock(device),
                     "precision": args.precision,
-                    **{key: facts[key] for key in ("python", "torch", "git_commit", "time")},
+                    **facts,
                 }
             )
     return rows
-
-
-def summary(name: str, values: list[float], digits: int) -> dict[str, float]:
-    """Median and 20/80 quantiles."""
-    quantiles = torch.tensor(values, dtype=torch.double).quantile(torch.tensor([0.5, 0.2, 0.8], dtype=torch.double))
-    return {f"{name}{suffix}": round(float(q), digits) for suffix, q in zip(("", "_q20", "_q80"), quantiles)}
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def main() -> None:
@@ -183,7 +127,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="measured updates of each model (15)")
     parser.add_argument("--warmup", type=int, default=2, help="updates before these (2)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, 2 repeats")
-    parser.add_argument("--out", type=Path, help=f"the CSV (benchmarks/results/{RESULTS.name}; none with --quick)")
+    parser.add_argument("--out", type=Path, help=f"the CSV (benchmarks/results/{OUT.name}; none with --quick)")
     args = parser.parse_args()
     if args.quick:
         args.tokens, args.types, args.layers, args.repeats, args.warmup = 100, 100, 1, 2, 1
@@ -200,13 +144,9 @@ def main() -> None:
             f"({row['ms_q20']:.1f} to {row['ms_q80']:.1f})  {row['ratio']:.2f} times the dense one's "
             f"({row['ratio_q20']:.2f} to {row['ratio_q80']:.2f})"
         )
-    out = args.out or (None if args.quick else RESULTS)
+    out = args.out or (None if args.quick else OUT)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(out, rows)
 
 
 if __name__ == "__main__":

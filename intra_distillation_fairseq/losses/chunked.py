@@ -70,7 +70,7 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx, upstream, *_):
         target, *given = ctx.saved_tensors
         objective, overwrite_logits = ctx.settings
-        gradients = [z if overwrite_logits else torch.empty_like(z) for z in given]
+        gradients = [z.detach() if overwrite_logits else torch.empty_like(z) for z in given]
         for rows, block in chunks(by_pass(given)):
             evaluated = closed_form.evaluate_(block, target[rows], objective)
             # The upstream gradient (fairseq's loss scale, say) multiplies the float32 values, before these are rounded
