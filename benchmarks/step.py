@@ -3,6 +3,7 @@
     python benchmarks/step.py                        # about 10 minutes on two CPU cores
     python benchmarks/step.py --precision bf16       # on a GPU
     python benchmarks/step.py --precision bf16 --extrapolate 2000    # minutes for 50,000 updates, from so many in a row
+    python benchmarks/step.py --profile              # where the time of one update of each variant goes
     python benchmarks/step.py --quick                # a smoke test; writes no file unless --out is given
 
 An update is all of `Trainer.train_step` of fairseq under the flags of configs/iwslt14_transformer_small.yaml: the batch
@@ -47,7 +48,7 @@ from intra_distillation_fairseq.tasks.translation_intra_distillation import Tran
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "iwslt14_transformer_small.yaml"
-OUT, OUT_EXTRAPOLATE = RESULTS / "step.csv", RESULTS / "step_extrapolated.csv"
+OUT, OUT_EXTRAPOLATE, OUT_PROFILE = (RESULTS / f"step{name}.csv" for name in ("", "_extrapolated", "_profile"))
 LENGTHS = "iwslt14-lengths/bpe10k_lengths_with_eos.npz"
 PUBLISHED_UPDATES = 50_000
 BASELINE, PUBLISHED = "baseline", "published"
@@ -244,6 +245,38 @@ def extrapolate(args: argparse.Namespace, device: torch.device) -> list[dict[str
     return [{"variant": name, **numbers, **settings(args), **facts}]
 
 
+def profile(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Operators of the update over the batch in the middle of the epoch, by the time spent in themselves."""
+    facts, [sample] = machine(device), samples(args, 1)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    rows = []
+    for name in args.variants:
+        trainer = make_trainer(name, args, device)
+        for _ in range(3):
+            trainer.train_step([sample])
+        with torch.profiler.profile(activities=activities) as profiler:
+            trainer.train_step([sample])
+            now_ms(device)
+        spent = {
+            event.key: (
+                (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total),
+                event.count,
+            )
+            for event in profiler.key_averages()
+        }
+        total = sum(microseconds for microseconds, _ in spent.values())
+        print(f"{name}: {total / 1000:,.0f} ms")
+        for operator, (microseconds, calls) in sorted(spent.items(), key=lambda item: -item[1][0])[:12]:
+            share = 100 * microseconds / total
+            print(f"  {share:5.1f}%  {operator}, {calls} calls")
+            numbers = {"percent": round(share, 2), "ms": round(microseconds / 1000, 2), "calls": calls}
+            rows.append({"variant": name, "operator": operator, **numbers, **settings(args), **facts})
+        del trainer
+    return rows
+
+
 def show(row: dict[str, Any]) -> str:
     def ratio(column: str, text: str) -> str:
         quantiles = f"({row[f'{column}_q20']:.2f} to {row[f'{column}_q80']:.2f})" if row[column] else ""
@@ -278,6 +311,7 @@ def main() -> None:
     parser.add_argument(
         "--extrapolate", type=int, metavar="N", help="only this: N updates of the first variant (stacked)"
     )
+    parser.add_argument("--profile", action="store_true", help="only this: the operators of one update of each variant")
     parser.add_argument("--quick", action="store_true", help="a tiny model, 2 repeats")
     parser.add_argument("--out", type=Path, help=f"the CSV (benchmarks/results/{OUT.name}; none with --quick)")
     args = parser.parse_args()
@@ -307,10 +341,14 @@ def main() -> None:
 
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore")  # a page of hydra's and torch's deprecations, which fairseq's commands have too
-    rows = extrapolate(args, device) if args.extrapolate else measure(args, device)
-    if not args.extrapolate:
+    if args.extrapolate:
+        rows, out = extrapolate(args, device), OUT_EXTRAPOLATE
+    elif args.profile:
+        rows, out = profile(args, device), OUT_PROFILE
+    else:
+        rows, out = measure(args, device), OUT
         print("\n".join(map(show, rows)))
-    out = args.out or (None if args.quick else OUT_EXTRAPOLATE if args.extrapolate else OUT)
+    out = args.out or (None if args.quick else out)
     if out is not None:
         write_csv(out, rows)
 

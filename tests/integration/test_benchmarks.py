@@ -132,6 +132,18 @@ def test_step_runs(tmp_path):
         assert float(row["peak_mib"]) == pytest.approx(parts, abs=0.21)
 
 
+def test_step_profiles(tmp_path):
+    out = tmp_path / "profile.csv"
+    done = run("step.py", "--quick", "--profile", "--variants", "baseline", "stacked", "--device", "cpu", "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = rows_of(out)
+    assert {row["variant"] for row in rows} == {"baseline", "stacked"} and len(rows) == 24
+    assert {"aten::addmm", "aten::mm"} & {row["operator"] for row in rows}
+    for name in ("baseline", "stacked"):
+        shares = [float(row["percent"]) for row in rows if row["variant"] == name]
+        assert shares == sorted(shares, reverse=True) and 40 < sum(shares) <= 100
+
+
 @pytest.mark.filterwarnings("ignore")  # hydra's deprecations
 def test_step_counts_all_of_the_memory():
     """Parameters and Adam's two averages; and what an update leaves behind is its gradients, to the byte."""
