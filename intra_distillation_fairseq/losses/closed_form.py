@@ -56,7 +56,8 @@ def evaluate_(logits: Tensor, target: Tensor, objective: Objective) -> Block:
     k, _, vocabulary = logits.shape
     largest = logits.amax(-1, keepdim=True)  # K x n x 1
     shifted = logits - largest  # of exp's argument none is above 0
-    on_target = shifted.gather(-1, target.expand(k, -1).unsqueeze(-1))  # K x n x 1
+    index = target.expand(k, -1).unsqueeze(-1)  # K x n x 1
+    on_target = shifted.gather(-1, index)
     total = shifted.sum(-1, keepdim=True)
     probs = shifted.exp_()
     normaliser = probs.sum(-1, keepdim=True)
@@ -65,8 +66,10 @@ def evaluate_(logits: Tensor, target: Tensor, objective: Objective) -> Block:
     nll = log_normaliser - on_target
     smooth = vocabulary * log_normaliser - total
     if objective.divergence == "x":
-        # The difference of two numbers close to each other is exact: nothing is lost where the passes nearly agree.
+        # Nothing is lost where the passes nearly agree: the difference of two numbers close to each other is exact, and
+        # a constant by which a pass differs from the others, which no divergence sees, is taken off before the mean.
         differences = logits.sub_(logits[0].clone())
+        differences.sub_(differences.gather(-1, index))
         deviation = differences.sub_(differences.mean(0))
     else:
         lprobs = logits.sub_(largest).sub_(log_normaliser)

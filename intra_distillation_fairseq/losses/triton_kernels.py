@@ -360,6 +360,14 @@ def loss_and_gradient_(block: Tensor, target: Tensor, objective: Objective, scal
     return found.losses
 
 
+def try_out(device: torch.device) -> None:
+    """Compiles and runs both kernels on one token; raises whatever keeps them from it."""
+    block = torch.zeros((2, 1, 4), device=device)
+    target = torch.zeros(1, dtype=torch.long, device=device)
+    loss_and_gradient_(block, target, Objective("x", 1.0, 0.0, ignore_index=-1), 1.0)
+    torch.cuda.synchronize(device)  # an error of a kernel shows only now
+
+
 class _TritonLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, target, objective, overwrite_logits, *given):

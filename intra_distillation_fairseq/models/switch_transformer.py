@@ -1,6 +1,7 @@
 """`--arch switch_transformer_small` and `_big`: fairseq's transformer with experts for every feed-forward layer."""
 
 # No `from __future__ import annotations` here: fairseq reads the types of a configuration's fields when it is imported.
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Optional
@@ -178,6 +179,7 @@ class SwitchTransformerModel(TransformerModel):
     def build_decoder(cls, cfg, tgt_dict, embed_tokens):
         return SwitchDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
+    @functools.wraps(TransformerModel.forward)  # its signature says what it takes
     def forward(self, *args, **kwargs):
         """See fairseq's transformer.
 

@@ -30,13 +30,13 @@ def make_criterion(task, name="intra_distillation", **settings):
     return CRITERION_REGISTRY[name].build_criterion(cfg, task)
 
 
-def make_model(task, dropout=0.0, **settings):
+def make_model(task, dropout=0.0, arch="transformer_small", **settings):
     sizes = {f"{side}_{what}": value for side in ("encoder", "decoder") for what, value in
              (("layers", 1), ("embed_dim", 16), ("ffn_embed_dim", 32), ("attention_heads", 2))}  # fmt: skip
     args = argparse.Namespace(max_source_positions=64, max_target_positions=64, dropout=dropout, **sizes, **settings)
-    ARCH_CONFIG_REGISTRY["transformer_small"](args)
+    ARCH_CONFIG_REGISTRY[arch](args)
     torch.manual_seed(0)
-    return ARCH_MODEL_REGISTRY["transformer_small"].build_model(args, task)
+    return ARCH_MODEL_REGISTRY[arch].build_model(args, task)
 
 
 def gradient(model, criterion, sample):

@@ -1,6 +1,6 @@
 """What the criterion hands to the loss, logits or features, through which back end, and that training is the same."""
 
-import copy
+import argparse
 import functools
 
 import pytest
@@ -106,6 +106,19 @@ def test_auto_takes_features_where_the_model_allows(task, sample, caplog):
     assert not by_definition.takes_features
 
 
+def with_own_forward(model):
+    """The same model whose decoder's class makes something of the logits that its output_layer gives."""
+    decoder = model.decoder
+    stock = type(decoder)
+
+    def forward(self, *args, features_only=False, **kwargs):
+        x, extra = stock.forward(self, *args, features_only=features_only, **kwargs)
+        return (x if features_only else 2 * x), extra
+
+    decoder.__class__ = type("ScalingDecoder", (stock,), {"forward": forward})
+    return model
+
+
 def with_own_logits(model):
     """The same model whose decoder's class has an output_layer of its own."""
     decoder = model.decoder
@@ -133,21 +146,45 @@ def with_other_projection(model):
     ("change", "message"),
     [
         (with_own_logits, "the decoder computes the logits in a way of its own (ScaledDecoder.output_layer)"),
+        (with_own_forward, "the decoder computes the logits in a way of its own (ScalingDecoder.forward)"),
         (with_hook, "its output_projection has hooks"),
         (with_other_projection, "the decoder has no output_projection of type torch.nn.Linear: it is a Projection"),
     ],
 )
 def test_a_model_of_another_kind_gives_its_logits_and_keeps_them(task, sample, change, message):
-    model = make_model(task, dropout=0.3)
-    plain = gradient(copy.deepcopy(model), make_criterion(task), sample)
-    model, criterion = change(model), make_criterion(task)
-    gradient(model, criterion, sample)
-    assert not criterion.takes_features
-    assert not criterion.overwrites_logits
-    assert plain[2]["id_loss"] > 0
+    model = change(make_model(task, dropout=0.3))
+    results = []
+    for settings in ({}, {"id_loss_backend": "reference"}):
+        criterion = make_criterion(task, **settings)
+        torch.manual_seed(4)
+        results.append(gradient(model, criterion, sample))
+        assert not criterion.takes_features
+        assert not criterion.overwrites_logits
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    torch.testing.assert_close(results[0][3], results[1][3], rtol=1e-3, atol=1e-4)
     with pytest.raises(SystemExit) as error:
         gradient(model, make_criterion(task, id_loss_input="features"), sample)
     assert str(error.value) == f"error: --id-loss-input is 'features', but {message}: use auto or logits"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_experts(task, sample, mode):
+    """A switch transformer, whose balance loss the task adds, gives features as well."""
+    model = make_model(task, arch="switch_transformer_small", dropout=0.3)
+    optimizer = argparse.Namespace(backward=lambda loss: loss.backward())
+    results = []
+    for backend, input_ in CASES:
+        criterion = make_criterion(task, id_loss_backend=backend, id_loss_input=input_, id_pass_mode=mode)
+        model.zero_grad()
+        torch.manual_seed(4)
+        loss, _, log = task.train_step(sample, model, criterion, optimizer, 50)
+        results.append(
+            (loss.item(), log["balance_loss"].item(), torch.cat([p.grad.flatten() for p in model.parameters()]))
+        )
+    assert results[0][1] > 0
+    for result in results[1:]:
+        assert result[:2] == pytest.approx(results[0][:2], rel=1e-5)
+        torch.testing.assert_close(result[2], results[0][2], rtol=1e-3, atol=1e-4)
 
 
 def test_accuracy_needs_logits(task, sample):

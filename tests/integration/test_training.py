@@ -46,6 +46,8 @@ def assert_same_parameters(a, b, **tolerance):
         "--fp16 --fp16-no-flatten-grads --fp16-init-scale 4",
         "--memory-efficient-fp16 --fp16-init-scale 4",
         "--amp",
+        "--id-loss-input logits",
+        "--id-loss-input logits --fp16 --fp16-no-flatten-grads --fp16-init-scale 4 --update-freq 2",
     ],
 )
 def test_trains_in_every_mode_and_precision(train, mode, flags):
@@ -133,8 +135,10 @@ def two_processes(data, save_dir, *flags):
 
 @pytest.mark.parametrize("backend", ["c10d", "legacy_ddp"])
 @pytest.mark.parametrize("mode", MODES)
-def test_two_processes_equal_one_with_update_freq_two(train, tiny_data, tmp_path, backend, mode):
+@pytest.mark.parametrize("loss_input", ["features", "logits"])
+def test_two_processes_equal_one_with_update_freq_two(train, tiny_data, tmp_path, backend, mode, loss_input):
     flags = [*OURS, "--id-pass-mode", mode, "--dropout", 0, "--max-update", 6, "--id-p", 2, "--id-q", 10]
+    flags += ["--id-loss-input", loss_input]
     one = train(*flags, "--update-freq", 2, save_dir=tmp_path / "one")
     assert one.returncode == 0, one.stderr[-3000:]
     logs = two_processes(tiny_data, tmp_path / "two", *flags, "--ddp-backend", backend)

@@ -85,7 +85,9 @@ def test_the_first_of_two_files_of_one_name_counts(tmp_path, wanted):
 
 
 @pytest.mark.parametrize(
-    "content", [b"no archive", b"", tgz(TEXT)[:90], as_zip(TEXT)[:90], b"PK\x03\x04", tgz({"big": "x" * 99999})[:-30]]
+    "content",
+    [b"no archive", b"", tgz(TEXT)[:90], as_zip(TEXT)[:90], b"PK\x03\x04", tgz({"big": "x" * 99999})[:-30]],
+    ids=["text", "empty", "cut tgz", "cut zip", "start of a zip", "tgz cut at its end"],  # archives hold the time
 )
 def test_damaged(tmp_path, wanted, content):
     (tmp_path / "a").write_bytes(content)

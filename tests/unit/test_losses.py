@@ -156,6 +156,28 @@ def test_error_at_most_twice_plain_pytorchs(k, n, v, dtype, divergence, name):
         assert errors[0] <= 2 * errors[1] + unit
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_from_features_at_most_twice_plain_pytorchs(dtype, with_bias):
+    """Of the gradients of features, projection and bias, rounded logits included, summed over several inputs."""
+    errors = {"plain": torch.zeros(3), "own": torch.zeros(3)}
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        given = [torch.randn(*shape, generator=generator) for shape in ((3, 40, 32), (101, 32), (101,))]
+        given = [x.to(dtype) for x in (given if with_bias else given[:2])]
+        target = random_target(40, 101, seed)
+        gradients = {}
+        for case, backend in (("exact", "reference"), ("plain", "reference"), ("own", "chunked")):
+            inputs = [(x.double() if case == "exact" else x.clone()).requires_grad_() for x in given]
+            features, weight, *bias = inputs
+            result = BACKENDS[backend].from_features(features, weight, *(bias or [None]), target, objective())
+            gradients[case] = [g.double() for g in torch.autograd.grad(37.0 * result.loss, inputs)]
+        for case, total in errors.items():
+            for i, (exact, got) in enumerate(zip(gradients["exact"], gradients[case])):
+                total[i] += (got - exact).abs().max() / exact.abs().max()
+    assert (errors["own"] <= 1.5 * errors["plain"] + torch.finfo(torch.float32).eps).all()
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -173,9 +195,12 @@ def test_finite_at_a_large_gap_of_logits(gap, dtype, divergence, name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_tiny_divergence_does_not_cancel_in_float32(name):
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_a_tiny_divergence_does_not_cancel_in_float32(shift, name):
+    """Nor where a pass differs from the others by a constant, which no divergence sees."""
     base = random_logits(1, 1, 12001, scale=3.0)
-    logits = base + 1e-3 * random_logits(3, 1, 12001, seed=7)
+    logits = base + 1e-3 * random_logits(3, 1, 12001, seed=7) + shift * torch.arange(3.0).view(3, 1, 1)
+    logits = logits.float().double()  # the rounding of the logits themselves is nobody's error
     target = torch.tensor([5])
     exact, own = (LOSSES[name](z, target, objective()).divergence_sum.item() for z in (logits, logits.float()))
     assert own == pytest.approx(exact, rel=1e-3)
@@ -203,9 +228,10 @@ def test_padding_never_matters(divergence, name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_only_padding_gives_zero(name):
-    logits = random_logits(3, 4, 7).requires_grad_()
-    result = LOSSES[name](logits, torch.full((4,), PAD), objective())
+@pytest.mark.parametrize("n", [0, 4])
+def test_only_padding_or_nothing_gives_zero(n, name):
+    logits = random_logits(3, n, 7).requires_grad_()
+    result = LOSSES[name](logits, torch.full((n,), PAD), objective())
     assert [value.item() for value in result] == [0, 0, 0, 0]
     (gradient,) = torch.autograd.grad(result.loss, logits)
     assert (gradient == 0).all()
@@ -314,9 +340,12 @@ def test_unknown_back_end_is_named():
         choose("cuda", torch.device("cpu"), 3)
 
 
-def test_the_choice_of_the_back_end(caplog):
-    """auto takes triton on CUDA where it can be imported, else chunked; what is asked for and missing is named."""
+def test_the_choice_of_the_back_end(monkeypatch, caplog):
+    """auto takes triton on CUDA where it runs, else chunked; what is asked for and missing is named."""
     pytest.importorskip("triton", reason="triton is not installed")
+    from intra_distillation_fairseq.losses import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "try_out", lambda device: None)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     caplog.set_level("INFO", "intra_distillation_fairseq.losses.backends")
     cases = (("auto", cpu, 3), ("auto", cuda, 8), ("triton", cuda, 3), ("auto", cuda, 9))
@@ -325,12 +354,20 @@ def test_the_choice_of_the_back_end(caplog):
         "loss back end: chunked (chosen automatically)",
         "loss back end: triton (chosen automatically)",
         "loss back end: triton",
-        "loss back end: chunked (chosen automatically)",
+        "loss back end: chunked (chosen automatically; triton: it takes at most 8 passes and --id-num-passes is 9)",
     ]
     with pytest.raises(UserError, match="^--id-loss-backend is 'triton', but it needs a CUDA GPU and the model is on"):
         choose("triton", cpu, 3)
     with pytest.raises(UserError, match="but it takes at most 8 passes and --id-num-passes is 9: use auto or chunked$"):
         choose("triton", cuda, 9)
+
+    def fails(device):
+        raise RuntimeError("no C compiler\nand a long trace")
+
+    monkeypatch.setattr(triton_kernels, "try_out", fails)
+    assert choose("auto", cuda, 3) == "chunked"
+    with pytest.raises(UserError, match=r"its kernels do not run on this machine \(RuntimeError: no C compiler\): use"):
+        choose("triton", cuda, 3)
 
 
 def test_without_triton_installed(monkeypatch):
