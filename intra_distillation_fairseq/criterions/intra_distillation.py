@@ -77,7 +77,7 @@ class IntraDistillationCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig)
         default="auto",
         metadata={
             "help": "how the loss is computed; reference: the definition under autograd; auto: triton on CUDA where it "
-            "is installed, else chunked"
+            "runs, else chunked"
         },
     )
     id_loss_input: ChoiceEnum(LOSS_INPUTS) = field(
