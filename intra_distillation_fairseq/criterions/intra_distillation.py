@@ -202,7 +202,6 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
                 self.num_passes,
                 self.num_passes,
             )
-
         try:
             name = backends.choose(self.loss_backend, next(model.parameters()).device, self.num_passes)
             self.takes_features = self._choose_input(model, name)
@@ -212,7 +211,7 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         self.backend = backends.BACKENDS[name]
 
     def _choose_input(self, model, backend: str) -> bool:
-        """Whether the loss takes features. auto: where that was measured to be faster (docs/results.md)."""
+        """Whether the loss takes features. auto: with chunked, faster and leaner on a CPU (docs/results.md)."""
         hindrance = "--report-accuracy needs the logits" if self.report_accuracy else why_not_apart(model)
         if self.loss_input == "features" and hindrance:
             raise UserError(f"--id-loss-input is 'features', but {hindrance}: use auto or logits")

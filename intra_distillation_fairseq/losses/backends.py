@@ -38,7 +38,7 @@ class Backend(NamedTuple):
 
 
 def reference(logits: Passes, target: Tensor, objective: Objective, overwrite_logits: bool = False) -> ConsistencyLoss:
-    """The definition in plain PyTorch; every other back end is held against it. It never overwrites."""
+    """The definition in plain PyTorch; every other back end is held against it. It never overwrites the logits."""
     lprobs = [log_probabilities(z) for z in logits]
     k, vocabulary = len(lprobs), lprobs[0].size(-1)
     padding = target.eq(objective.ignore_index)  # N
@@ -56,6 +56,7 @@ def reference(logits: Passes, target: Tensor, objective: Objective, overwrite_lo
 def reference_from_features(
     features: Passes, weight: Tensor, bias: Tensor | None, target: Tensor, objective: Objective
 ) -> ConsistencyLoss:
+    """The definition over logits that exist as a whole."""
     return reference([linear(f, weight, bias) for f in features], target, objective)
 
 
@@ -67,6 +68,7 @@ def triton(*args, **kwargs) -> ConsistencyLoss:
 
 
 def triton_from_features(*args) -> ConsistencyLoss:
+    """Chunk by chunk as chunked, with the kernels for the loss and gradient of a chunk's logits."""
     from intra_distillation_fairseq.losses import triton_kernels
 
     return projected(*args, loss_and_gradient=triton_kernels.loss_and_gradient_)

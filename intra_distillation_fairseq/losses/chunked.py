@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from intra_distillation_fairseq.losses import closed_form
+from intra_distillation_fairseq.losses.divergence import working_type
 from intra_distillation_fairseq.losses.objective import ConsistencyLoss, Objective, weighted
 
 # Bytes of one (K, chunk, V) block in float32. Three such blocks are in use at once: the logits, the probabilities and a
@@ -27,11 +28,6 @@ def chunk_tokens(num_passes: int, vocabulary: int, device: torch.device) -> int:
     """How many tokens to work on at a time."""
     block = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
     return max(1, block // (4 * num_passes * vocabulary))
-
-
-def working_type(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, otherwise float32: what is computed in, whatever the type of the logits."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def by_pass(given: Sequence[Tensor]) -> list[Tensor]:

@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 
+def working_type(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, otherwise float32: what losses are computed in, whatever the type of the logits."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def log_probabilities(logits: Tensor) -> Tensor:
     """log_softmax over the last dimension, in float32 or better whatever the type of the logits.
 
     Shape: (..., V) -> (..., V).
     """
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return torch.log_softmax(logits, dim=-1, dtype=dtype)
+    return torch.log_softmax(logits, dim=-1, dtype=working_type(logits.dtype))
 
 
 def x_divergence(lprobs: Sequence[Tensor]) -> Tensor:

@@ -45,7 +45,9 @@ class ConsistencyLoss(NamedTuple):
     divergence_sum: Tensor
 
 
-def weighted(objective: Objective, vocabulary: int, nll_sum: Tensor, smooth_sum: Tensor, divergence_sum: Tensor):
+def weighted(
+    objective: Objective, vocabulary: int, nll_sum: Tensor, smooth_sum: Tensor, divergence_sum: Tensor
+) -> ConsistencyLoss:
     """The loss from its three sums; smooth_sum is that of -log p over all types, mean over the passes."""
     eps_i = objective.smoothing_per_type(vocabulary)
     ls_sum = (1.0 - objective.label_smoothing - eps_i) * nll_sum + eps_i * smooth_sum

@@ -1,9 +1,9 @@
 """The loss of K passes from the decoder's features and its output projection: the logits never exist as a whole.
 
 A chunk of tokens is projected, its loss and the gradient of its logits are computed in place, and the gradient is at
-once multiplied into those of the features and of the projection. Forward does all of it, since a second projection in
-backward would cost a sixth of a small model's forward; what backward needs are three tensors without the vocabulary's
-size times the tokens': it scales them by the upstream gradient.
+once multiplied into those of the features and of the projection. Forward does all of it, so that no chunk is projected
+twice; it keeps the gradients of features (K, N, H), weight (V, H) and bias (V,), which backward scales by the upstream
+gradient.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from intra_distillation_fairseq.losses import closed_form
-from intra_distillation_fairseq.losses.chunked import by_pass, chunk_tokens, working_type
+from intra_distillation_fairseq.losses.chunked import by_pass, chunk_tokens
 from intra_distillation_fairseq.losses.closed_form import TokenLosses
+from intra_distillation_fairseq.losses.divergence import working_type
 from intra_distillation_fairseq.losses.objective import ConsistencyLoss, Objective, weighted
 
 # (logits (K, n, V), target (n,), objective, scale) -> losses; the logits become scale times their gradient.

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.losses.closed_form import TokenLosses
+from intra_distillation_fairseq.losses.divergence import working_type
 from intra_distillation_fairseq.losses.objective import ConsistencyLoss, Objective, weighted
 
 MAX_PASSES = 8
@@ -305,7 +306,7 @@ def statistics(logits: Sequence[Tensor] | Tensor, target: Tensor, objective: Obj
     rows = _rows(logits)
     first = rows.passes[0]
     tokens, vocabulary = first.shape
-    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    dtype = working_type(first.dtype)
     losses = TokenLosses(*(first.new_empty(tokens, dtype=dtype) for _ in range(3)))
     maximum, log_normaliser, inner = (first.new_empty((len(rows.passes), tokens), dtype=dtype) for _ in range(3))
     with torch.cuda.device_of(first):
