@@ -11,3 +11,10 @@ import sys
 # of its sub-commands that need the plugin import it themselves.
 if os.path.basename(sys.argv[0] if sys.argv else "") != "intra-distillation":
     from intra_distillation_fairseq import plugin  # noqa: F401
+
+
+def load(run_dir, checkpoint="best", *, data=None, device="cpu"):
+    """Open a trained model: `model, task, config = load(RUN_DIR)`; see `loading.load`."""
+    from intra_distillation_fairseq import loading
+
+    return loading.load(run_dir, checkpoint, data=data, device=device)

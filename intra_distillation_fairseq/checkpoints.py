@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.files import replacing
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,10 @@ def average(paths: list[Path], output: Path) -> None:
         total = sums[name] / len(paths)
         mean[name] = (total if value.is_floating_point() else total.floor()).to(value.dtype)
     state = {key: value for key, value in first.items() if key != "last_optimizer_state"}
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        torch.save({**state, "model": mean}, temporary)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write({**state, "model": mean}, output)
+
+
+def write(state: dict[str, Any], output: Path) -> None:
+    """Write a checkpoint, whole or not at all."""
+    with replacing(output) as temporary:
+        torch.save(state, temporary)
