@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.experiments import devices, generation, processes
-from intra_distillation_fairseq.experiments.prepared import PreparedData, count_binarised, open_prepared, raw_lines
-from intra_distillation_fairseq.experiments.progress import Progress
+from intra_distillation_fairseq.experiments.prepared import PreparedData, open_prepared
 from intra_distillation_fairseq.experiments.recipes import evaluation_as_dict, evaluation_from
 from intra_distillation_fairseq.experiments.runs import RunFolder
-from intra_distillation_fairseq.experiments.scores import score
-from intra_distillation_fairseq.files import file_sha256, lock, read_json, write_json, write_text
+from intra_distillation_fairseq.experiments.translation import TranslationFailed, raw_references, translate_and_score
+from intra_distillation_fairseq.files import file_sha256, lock, read_json, write_json
 
 _AVERAGE = re.compile(r"average([1-9]\d*)\Z")
 
@@ -52,15 +50,9 @@ def run(args: argparse.Namespace) -> int:
             f"the dictionaries of '{data.folder}' are not those the model was trained with: evaluate on "
             f"'{record['data']}', or on one prepared with its sentencepiece model"
         )
-    references = raw_lines(data.references)
-    binarised = count_binarised(data, "test")
-    if binarised is not None and binarised != len(references):
-        raise UserError(
-            f"the test set in '{data.bin}' would give {binarised} hypotheses for the {len(references)} references of "
-            f"'{data.references}': prepare the data folder again"
-        )
+    sentences = len(raw_references(data))
     with lock(folder.folder / "eval" / args.checkpoint / ".lock", "the evaluation folder"):
-        return _evaluate(args, folder, record, sources, data, references)
+        return _evaluate(args, folder, record, sources, data, sentences)
 
 
 def check_checkpoint_name(name: str) -> int:
@@ -103,7 +95,7 @@ def _evaluate(
     record: dict[str, Any],
     sources: list[Path],
     data: PreparedData,
-    references: list[str],
+    sentences: int,
 ) -> int:
     out = folder.folder / "eval" / args.checkpoint
     out_score, link = out / "score.json", out / ".checkpoint.pt"
@@ -119,7 +111,7 @@ def _evaluate(
             "evaluation": evaluation_as_dict(evaluation),
         }
         old = read_json(out_score)
-        if not args.force and isinstance(old, dict) and old.get("inputs") == inputs and _complete(out, len(references)):
+        if not args.force and isinstance(old, dict) and old.get("inputs") == inputs and _complete(out, sentences):
             if "finished" not in old or old["finished"] != finished:
                 write_json(out_score, {**old, "finished": finished})
             print("already evaluated, nothing to do (--force does it again)", file=sys.stderr)
@@ -128,12 +120,11 @@ def _evaluate(
         out_score.unlink(missing_ok=True)  # it belongs to the texts that are replaced now
         started = time.monotonic()
         checkpoint = _averaged(kept, link) if args.checkpoint not in ("best", "last") else kept[0]
-        status, hypotheses = _translate(args, data, checkpoint, evaluation, out, len(references))
-        if status:
-            return status
-        _write_lines(out / "hypotheses.txt", _cased(hypotheses, evaluation.lowercase))
-        _write_lines(out / "references.txt", _cased(references, evaluation.lowercase))
-        values = score(hypotheses, references, lowercase=evaluation.lowercase, tokenize=evaluation.tokenize)
+        try:
+            values = translate_and_score(data, checkpoint, evaluation, out, cpu=args.cpu)
+        except TranslationFailed as failure:
+            print(f"error: {failure}", file=sys.stderr)
+            return failure.status
         result = {
             **values,
             **_facts(kept[0], averaged=len(kept) > 1),
@@ -151,41 +142,6 @@ def _evaluate(
     finally:
         for path in [*kept, link]:
             path.unlink(missing_ok=True)
-
-
-def _translate(
-    args: argparse.Namespace, data: PreparedData, checkpoint: Path, evaluation: Any, out: Path, total: int
-) -> tuple[int, list[str]]:
-    cpu = args.cpu or not devices.probe()["devices"]
-    command = generation.generate_command(
-        processes.fairseq_command("fairseq-generate"), data, checkpoint, evaluation, cpu=cpu
-    )
-    output, log = out / "generate.txt", out / "generate.log"
-    progress, done = Progress("translate", total, "sentences"), 0
-
-    def follow(line: str) -> None:
-        nonlocal done
-        if generation.is_hypothesis(line):
-            done += 1
-            if done % max(total // 10, 1) == 0:
-                progress.milestone(done, {})
-            else:
-                progress.show(done)
-
-    status = processes.run_logged(command, output, log, follow=follow)
-    progress.close()
-    if status:
-        how = processes.describe_status(status)
-        print(processes.tail(log), file=sys.stderr)
-        print(f"error: fairseq-generate ended with {how}; its log, of which this is the end: {log}", file=sys.stderr)
-        return status, []
-    hypotheses = generation.read_hypotheses(output)
-    if len(hypotheses) != total:
-        raise UserError(
-            f"'{output}' has {len(hypotheses)} hypotheses and '{data.references}' has {total} references: "
-            "nothing was scored"
-        )
-    return 0, hypotheses
 
 
 def _keep(source: Path, link: Path) -> Path:
@@ -221,14 +177,6 @@ def _test_files(data: PreparedData) -> list[Path]:
 def _complete(out: Path, sentences: int) -> bool:
     texts = [out / "hypotheses.txt", out / "references.txt"]
     return all(path.is_file() and path.read_bytes().count(b"\n") == sentences for path in texts)
-
-
-def _cased(lines: list[str], lowercase: bool) -> list[str]:
-    return [line.lower() for line in lines] if lowercase else lines
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _line(result: dict[str, Any], data: PreparedData, path: Path) -> str:

@@ -18,8 +18,8 @@ import torch
 from fairseq_commands import command
 
 from intra_distillation_fairseq import checkpoints
-from intra_distillation_fairseq.cli import evaluate, main, train
-from intra_distillation_fairseq.experiments import logs
+from intra_distillation_fairseq.cli import main, train
+from intra_distillation_fairseq.experiments import logs, translation
 
 SCRIPTS = Path(main.__file__).resolve().parents[2] / "scripts"
 UPDATES = 240
@@ -468,7 +468,7 @@ def test_a_count_mismatch_is_refused_after_translating(run_copy, monkeypatch, ca
         output.write_text("".join(f"D-{number}\t-1\ta\n" for number in range(10)), encoding="utf-8")
         return 0
 
-    monkeypatch.setattr(evaluate.processes, "run_logged", translate_ten)
+    monkeypatch.setattr(translation.processes, "run_logged", translate_ten)
     status, said = here(capsys, "evaluate", run_copy, "--force")
     assert status == 2
     assert "has 10 hypotheses and" in said and "has 11 references: nothing was scored" in said

@@ -163,7 +163,14 @@ def test_a_score_notes_the_end_of_the_training(tmp_path, prepared, monkeypatch, 
     evaluation |= {"lowercase": False, "tokenize": "13a"}
     run.write_record({"data": str(prepared), "dictionary_digest": digest, "evaluation": evaluation})
     translated = []
-    monkeypatch.setattr(evaluate, "_translate", lambda *words: (translated.append(1), (0, ["a b c d"] * 42))[1])
+
+    def translate(data, checkpoint, evaluation, out, cpu):
+        translated.append(1)
+        for name in ("hypotheses.txt", "references.txt"):
+            (out / name).write_text("a b c d\n" * 42, encoding="utf-8")
+        return {"bleu": 100.0, "chrf": 100.0, "sentences": 42}
+
+    monkeypatch.setattr(evaluate, "translate_and_score", translate)
     monkeypatch.setattr(evaluate, "_facts", lambda path, averaged: {"update": 1, "valid_loss": 1.0})
 
     def noted() -> str | None:
