@@ -14,6 +14,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 from omegaconf import II
+from torch import Tensor
 
 from intra_distillation_fairseq import passes
 from intra_distillation_fairseq.errors import UserError
@@ -95,7 +96,15 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
     """Token sums, with the single batch's token count (or sentence count under --sentence-avg) as sample size.
 
     Validation is fairseq's own: one pass, label-smoothed cross-entropy, nothing else.
+
+    A subclass may add a term that reads the logits (`further_terms`), and allow a single pass: then nothing is
+    compared, and --id-alpha and its schedule have no say.
     """
+
+    name = "intra_distillation"
+    fewest_passes = 2
+    logged_terms = {"ls_loss": 3, "id_loss": 5}  # name of a sum over the tokens -> digits in the log
+    why_logits = None  # text: what else reads the logits: they are then given as such, and not overwritten
 
     def __init__(
         self,
@@ -117,18 +126,21 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         max_update=0,
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
-        if id_num_passes < 2:
-            raise UserError(f"--id-num-passes is {id_num_passes}: allowed is at least 2, since passes are compared")
-        # fairseq's enumerations compare equal to strings; the tables of functions are looked up by plain ones.
-        self.alpha_schedule = AlphaSchedule(id_alpha, str(id_alpha_schedule), id_p, id_q, max_update)
-        if self.alpha_schedule.is_adaptive and not getattr(task, "hands_on_update_number", False):
-            raise UserError(
-                f"--task is one that does not tell the criterion the update number ({type(task).__name__}), which "
-                "--id-alpha-schedule adaptive needs; use --task translation_intra_distillation, or the constant one"
-            )
+        if id_num_passes < self.fewest_passes:
+            why = ", since passes are compared" if self.fewest_passes > 1 else ""
+            raise UserError(f"--id-num-passes is {id_num_passes}: allowed is at least {self.fewest_passes}{why}")
         self.num_passes = id_num_passes
+        self.alpha_schedule = None  # of a single pass, which is compared with nothing
+        if self.num_passes > 1:
+            # fairseq's enumerations compare equal to strings; the tables of functions are looked up by plain ones.
+            self.alpha_schedule = AlphaSchedule(id_alpha, str(id_alpha_schedule), id_p, id_q, max_update)
+            if self.alpha_schedule.is_adaptive and not getattr(task, "hands_on_update_number", False):
+                raise UserError(
+                    f"--task is one that does not tell the criterion the update number ({type(task).__name__}), which "
+                    "--id-alpha-schedule adaptive needs; use --task translation_intra_distillation, or the constant one"
+                )
+            self.scale = SCALES[str(id_scale)](id_num_passes)
         self.divergence = str(id_divergence)
-        self.scale = SCALES[str(id_scale)](id_num_passes)
         self.pass_mode = str(id_pass_mode)
         self.loss_backend = str(id_loss_backend)
         self.loss_input = str(id_loss_input)
@@ -158,8 +170,9 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
             return super().forward(model, sample, reduce=reduce)
         if self.backend is None:
             self._prepare(model)
-        alpha = self.alpha_schedule(self.num_updates)
-        objective = Objective(self.divergence, alpha * self.scale, self.eps, self.padding_idx)
+        alpha = self.alpha_schedule(self.num_updates) if self.alpha_schedule else None
+        weight = 0.0 if alpha is None else alpha * self.scale
+        objective = Objective(self.divergence, weight, self.eps, self.padding_idx)
         net_input = {**sample["net_input"], "features_only": True} if self.takes_features else sample["net_input"]
         results = passes.run(model, net_input, self.num_passes, self.pass_mode)
         target = model.get_targets(sample, (results[0],))[:, self.ignore_prefix_size :].reshape(-1)  # N
@@ -169,14 +182,16 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
             losses = self.backend.from_features(results, projection.weight, projection.bias, target, objective)
         else:
             losses = self.backend.from_logits(results, target, objective, self.overwrites_logits)
+        terms = self.further_terms(model, sample, results, target)
+        loss = losses.loss + sum(terms.values()) if terms else losses.loss
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        compared = {"id_loss": losses.divergence_sum, "id_alpha": alpha, "id_batches": 1} if self.alpha_schedule else {}
         logging_output = {
-            "loss": losses.loss.data,
+            "loss": loss.data,
             "ls_loss": losses.ls_sum,
             "nll_loss": losses.nll_sum,
-            "id_loss": losses.divergence_sum,
-            "id_alpha": alpha,
-            "id_batches": 1,
+            **compared,
+            **{name: term.data for name, term in terms.items()},
             "ntokens": sample["ntokens"],
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
@@ -186,16 +201,30 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
             correct = sum(z.argmax(-1).eq(target).logical_and(real).sum() for z in results)
             logging_output["n_correct"] = correct.data / self.num_passes
             logging_output["total"] = real.sum().data
-        return losses.loss, sample_size, logging_output
+        return loss, sample_size, logging_output
+
+    def further_terms(self, model, sample, logits, target) -> dict[str, Tensor]:
+        """What a subclass adds to the loss; each term is logged under its name.
+
+        Args:
+            model: the model in training, with its data-parallel wrappers.
+            sample: the batch.
+            logits: of the K passes, (K, N, V) or K tensors (N, V), without --ignore-prefix-size; features where
+                `why_logits` is not set.
+            target: (N,) token ids.
+        Returns:
+            Name -> sum over the tokens, a scalar in nats.
+        """
+        return {}
 
     def _prepare(self, model) -> None:
         """Once, before the first step: what depends on the model and on where it is."""
         if getattr(getattr(passes.unwrapped(model), "decoder", None), "adaptive_softmax", None) is not None:
             raise SystemExit(
-                "error: --adaptive-softmax-cutoff is set: intra_distillation compares distributions over the whole "
+                f"error: --adaptive-softmax-cutoff is set: {self.name} compares distributions over the whole "
                 "vocabulary, which an adaptive softmax does not compute; train without it"
             )
-        if not passes.is_stochastic(model):
+        if self.num_passes > 1 and not passes.is_stochastic(model):
             logger.warning(
                 "every dropout of the model is 0: the %d passes are identical, the divergence is 0 and the training "
                 "equals label_smoothed_cross_entropy at %d times its cost; set --dropout above 0",
@@ -207,12 +236,13 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
             self.takes_features = self._choose_input(model, name)
         except UserError as error:
             raise SystemExit(f"error: {error}") from error
-        self.overwrites_logits = why_not_plain(model) is None
+        self.overwrites_logits = self.why_logits is None and why_not_plain(model) is None
         self.backend = backends.BACKENDS[name]
 
     def _choose_input(self, model, backend: str) -> bool:
         """Whether the loss takes features. auto: with chunked, faster and leaner on a CPU (docs/results.md)."""
-        hindrance = "--report-accuracy needs the logits" if self.report_accuracy else why_not_apart(model)
+        hindrance = "--report-accuracy needs the logits" if self.report_accuracy else self.why_logits
+        hindrance = hindrance or why_not_apart(model)
         if self.loss_input == "features" and hindrance:
             raise UserError(f"--id-loss-input is 'features', but {hindrance}: use auto or logits")
         takes_features = self.loss_input == "features" or (
@@ -225,12 +255,13 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
     def reduce_metrics(cls, logging_outputs) -> None:
         """Scalars for the log, per token and base 2 as fairseq does."""
         super().reduce_metrics(logging_outputs)
-        batches = sum(log.get("id_batches", 0) for log in logging_outputs)
-        if not batches:
+        if not any("ls_loss" in log for log in logging_outputs):
             return  # validation: plain label-smoothed cross-entropy
         ntokens = sum(log["ntokens"] for log in logging_outputs)
-        for name in ("ls_loss", "id_loss"):
-            value = sum(log[name] for log in logging_outputs)
-            metrics.log_scalar(name, value / ntokens / math.log(2), ntokens, round=3 if name == "ls_loss" else 5)
-        # Weight 0 makes fairseq show the last value, alpha' in force at this update, and not a mean over updates.
-        metrics.log_scalar("id_alpha", sum(log["id_alpha"] for log in logging_outputs) / batches, weight=0, round=6)
+        for name, digits in cls.logged_terms.items():
+            if any(name in log for log in logging_outputs):
+                value = sum(log[name] for log in logging_outputs)
+                metrics.log_scalar(name, value / ntokens / math.log(2), ntokens, round=digits)
+        if batches := sum(log.get("id_batches", 0) for log in logging_outputs):
+            # Weight 0 makes fairseq show the last value, alpha' in force at this update, and not a mean over updates.
+            metrics.log_scalar("id_alpha", sum(log["id_alpha"] for log in logging_outputs) / batches, weight=0, round=6)

@@ -1,4 +1,4 @@
-"""The published numbers, which stand nowhere else in the code: Tables 2 and 3 of Xu, Koehn, Murray, "The Importance of
+"""The published numbers, which stand nowhere else in the code: Tables 1 to 3 of Xu, Koehn, Murray, "The Importance of
 Being Parameters: An Intra-Distillation Method for Serious Gains" (EMNLP 2022, arXiv 2205.11416)."""
 
 from __future__ import annotations
@@ -107,3 +107,7 @@ TABLES = {
         least_train_lines=3_000_000,  # 4.5 million raw pairs
     ),
 }
+
+# Table 1: BLEU of the baseline and of each round of self-distillation, on the corpus of Table 2's de-en.
+SELF_DISTILLATION_PAIR = "de-en"
+SELF_DISTILLATION_BLEU = (33.07, 34.87, 35.03)
