@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from intra_distillation_fairseq.files import replacing
+from intra_distillation_fairseq.analysis import drawing
 
 PAIRS_PER_ROW = 4
 _LEGEND_INCHES = 1.7  # width of one of its entries, "transformer, published" being the longest
@@ -40,26 +40,15 @@ def draw_table(table: dict[str, Any], out: Path) -> list[Path]:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import; draws without a screen
-    from matplotlib.figure import Figure
-
     series, pairs = bars(table), table["pairs"]
     rows = [range(start, min(start + PAIRS_PER_ROW, len(pairs))) for start in range(0, len(pairs), PAIRS_PER_ROW)]
     width = min(14.0, max(6.0, 2.0 + 0.28 * len(series) * min(len(pairs), PAIRS_PER_ROW)))
-    figure = Figure(figsize=(width, 0.8 + 3.2 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(width, 0.8 + 3.2 * len(rows))
     for axes, members in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows):
         _draw_row(axes, series, [pairs[number] for number in members], members)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if handles:
-        columns = min(len(handles), int(width // _LEGEND_INCHES))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    drawing.legend_below(figure, figure.axes[0], entry_inches=_LEGEND_INCHES)
     figure.suptitle(table["title"], fontsize=10)
-    files = [out.with_name(out.name + ending) for ending in (".png", ".pdf")]
-    for path in files:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150)
-    return files
+    return drawing.save(figure, out)
 
 
 def _draw_row(axes: Any, series: list, pairs: list[str], members: range) -> None:
@@ -91,5 +80,5 @@ def _draw_row(axes: Any, series: list, pairs: list[str], members: range) -> None
         (score + (sd or 0) for _, _, values in series for score, sd in values if score is not None), default=0
     )
     axes.set_ylim(0, max(1.0, 1.18 * highest))  # the same in all rows; scores near 0 are shown as such
-    axes.grid(axis="y", color="0.88", linewidth=0.6)
+    axes.grid(axis="y", **drawing.GRID)
     axes.set_axisbelow(True)

@@ -195,7 +195,7 @@ class Reproduction:
             try:
                 self._data[pair] = self._task.data(pair)
             except UserError as error:
-                reason = f"{_reason(log)} {_WAY_OUT}" if status else str(error)
+                reason = f"{failure_reason(log)} {_WAY_OUT}" if status else str(error)
         if reason:
             self._fail([cell for cell in self._left if cell.pair == pair], "prepare", reason, log)
         return 0
@@ -213,7 +213,11 @@ class Reproduction:
         result = outcome(cell.folder(self._task.results), self._task.checkpoint)
         if status or result.bleu is None:
             # A step that was killed could not say anything itself.
-            reason = _reason(job.log) if 0 < status < 128 else f"{step} ended with {processes.describe_status(status)}"
+            reason = (
+                failure_reason(job.log)
+                if 0 < status < 128
+                else f"{step} ended with {processes.describe_status(status)}"
+            )
             self._fail([cell], step, reason, job.log)
         else:
             self._left.remove(cell)
@@ -249,7 +253,7 @@ class Reproduction:
         held.tell(f"intra-distillation reproduce (process {os.getpid()}){cells}")
 
 
-def _reason(log: Path) -> str:
+def failure_reason(log: Path) -> str:
     """What a command said last; where it showed the end of fairseq's log above its own last line, what fairseq said."""
     before, last = ["", *processes.tail(log, 2).split("\n")][-2:]
     return (before if last.startswith("error: fairseq-") else last).strip() or "it said nothing"

@@ -13,7 +13,7 @@ _TSV = ("method", "pair", "bleu", "sd", "seeds", "planned", "published", "differ
 
 def markdown(table: dict[str, Any]) -> str:
     """The whole table with the lines under it."""
-    parts = [f"# {table['title']}", _grid(*_scores(table)), _grid(*_runs(table)), _explanations(table)]
+    parts = [f"# {table['title']}", grid(*_scores(table)), grid(*_runs(table)), _explanations(table)]
     if table["notes"]:
         parts.append("Notes:\n\n" + "\n".join(f"- {_escape(note)}" for note in table["notes"]))
     return "\n\n".join(parts) + "\n"
@@ -146,7 +146,7 @@ def _explanations(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _grid(header: list[str], rows: list[list[str]]) -> str:
+def grid(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table with aligned columns; the first one to the left, numbers to the right."""
     cells = [[_escape(text) for text in row] for row in [header, *rows]]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]

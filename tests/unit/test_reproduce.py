@@ -601,7 +601,7 @@ def test_the_cause_of_a_failure_is_what_fairseq_said(tmp_path):
         "": "it said nothing",
     }.items():
         log.write_text(lines, encoding="utf-8")
-        assert reproduction._reason(log) == reason
+        assert reproduction.failure_reason(log) == reason
 
 
 # -- the batch on several GPUs
