@@ -1,0 +1,192 @@
+"""Scores a model at each ratio of pruned parameters, for several orders; goes on where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.experiments.table_text import DASH, grid
+from intra_distillation_fairseq.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from intra_distillation_fairseq.experiments.prunable_model import PrunableModel
+
+FORMAT = 1
+ORDERS = ("sensitivity", "magnitude", "random")
+# What decides the points of a curve, and how to name it to the user.
+_SETTINGS = {
+    "checkpoint_sha256": "the checkpoint's sha256",
+    "sensitivity_sha256": "the sensitivity file's sha256",
+    "seed": "--seed",
+    "data_digest": "the sha256 of the data's manifest",
+    "evaluation": "the evaluation",
+}
+_TSV = ("order", "ratio", "pruned", "bleu", "change", "chrf", "bleu_signature")
+
+
+class PruningRecord:
+    """pruning.json: what was pruned, and the points that are known by now.
+
+    Args:
+        path: the file; it need not exist.
+        settings: checkpoint, number of prunable parameters, and all that decides the points.
+        force: forget what there is, whatever its settings are.
+    Raises:
+        UserError: the file's points are of other settings, which are named.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], *, force: bool):
+        self.path = path
+        self.content = {"format": FORMAT, **settings, "points": []}
+        old = read_json(path)
+        if old is None:
+            return
+        if not isinstance(old, dict) or old.get("format") != FORMAT:
+            raise UserError(f"'{path}' is of another version (this one reads format {FORMAT}): move it away")
+        if force:
+            for point in old["points"]:
+                shutil.rmtree(self.folder(point["order"], point["ratio"]), ignore_errors=True)
+            return
+        if differences := [
+            _difference(key, old.get(key), settings[key]) for key in _SETTINGS if settings[key] != old.get(key)
+        ]:
+            raise UserError(
+                f"'{path}' was made with other settings: {'; '.join(differences)}; repeat them to go on, choose "
+                "another --out, or begin again with --force"
+            )
+        self.content["points"] = old["points"]
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """order, ratio, pruned, bleu, bleu_signature, chrf and seconds of each, by order and ratio."""
+        return self.content["points"]
+
+    def find(self, order: str, ratio: float) -> dict[str, Any] | None:
+        """A point if it is known; with nothing pruned, every order gives the same one."""
+        same = (point for point in self.points if point["ratio"] == ratio and (not ratio or point["order"] == order))
+        return next(same, None)
+
+    def add(self, point: dict[str, Any]) -> None:
+        """Add a point to the file."""
+        self.content["points"] = sorted(
+            [*self.points, point], key=lambda one: (ORDERS.index(one["order"]), one["ratio"])
+        )
+        write_json(self.path, self.content)
+
+    def folder(self, order: str, ratio: float) -> Path:
+        """Where the translations of a point are."""
+        return self.path.with_suffix("") / (f"{order}_{written(ratio)}" if ratio else "unpruned")
+
+
+def written(ratio: float) -> str:
+    """A ratio in a file name, as in 0.3; different ones are written differently."""
+    return str(ratio).removesuffix(".0")
+
+
+def measure(
+    record: PruningRecord,
+    model: PrunableModel,
+    sensitivity: Mapping[str, Tensor],
+    orders: Sequence[str],
+    ratios: Sequence[float],
+    *,
+    seed: int,
+    score: Callable[[Path, Path, str], dict[str, Any]],
+    save: Path | None,
+    say: Callable[[str], None],
+) -> None:
+    """Measure the points that are not known yet; each one is in the record as soon as it is known.
+
+    Args:
+        record: gets the points.
+        model: what is pruned.
+        sensitivity: of its parameters.
+        orders: of ORDERS.
+        ratios: pruned shares of its parameters, 0 to 1.
+        seed: of the random order.
+        score: (checkpoint, folder for the translations, label) -> what `translation.translate_and_score` gives.
+        save: folder that gets the checkpoint of each ratio above 0; None: they are not kept.
+        say: prints one line of progress.
+    """
+    total = len(model)
+    for order in orders:
+        ranking = None
+        for ratio in ratios:
+            kept = save / f"pruned_{order}_{written(ratio)}.pt" if save and ratio else None
+            known = record.find(order, ratio)
+            if known and not kept:
+                continue
+            masks, count = None, 0
+            if ratio:
+                ranking = ranking or model.ranking(order, sensitivity, seed)
+                masks, count = ranking.masks(ratio), ranking.count(ratio)
+            folder = record.folder(order, ratio)
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint = kept or folder / ".checkpoint.pt"
+            try:
+                model.write(masks, checkpoint)
+                if not known:
+                    values = score(checkpoint, folder, f"{order} {written(ratio)}")
+                    point = {"order": order, "ratio": ratio, "pruned": count}
+                    record.add(point | {name: values[name] for name in ("bleu", "bleu_signature", "chrf", "seconds")})
+                    say(f"{order} {written(ratio)}: {count:,} of {total:,} set to zero, BLEU {values['bleu']:.2f}")
+            finally:
+                if not kept:
+                    checkpoint.unlink(missing_ok=True)
+
+
+def table(record: PruningRecord) -> str:
+    """BLEU at each ratio for each order, and its change since nothing was pruned, where that is known."""
+    orders, ratios = _orders(record), sorted({point["ratio"] for point in record.points})
+    header = ["ratio", "pruned", *(title for order in orders for title in (order, "change"))]
+    rows = []
+    for ratio in ratios:
+        points = [record.find(order, ratio) for order in orders]
+        pruned = next(point["pruned"] for point in points if point)
+        scores = [text for point in points for text in _score(point, _change(record, point))]
+        rows.append([written(ratio), f"{pruned:,}", *scores])
+    return grid(header, rows) + "\n"
+
+
+def tsv(record: PruningRecord) -> str:
+    """One line for each order and ratio; an empty field where the score without pruning is not known."""
+    lines = ["\t".join(_TSV)]
+    for order in _orders(record):
+        for ratio in sorted({point["ratio"] for point in record.points}):
+            if point := record.find(order, ratio):
+                change = _change(record, point)
+                values = {
+                    **point,
+                    "order": order,
+                    "ratio": written(ratio),
+                    "change": "" if change is None else f"{change:+.4f}",
+                }
+                lines.append("\t".join(str(values[name]) for name in _TSV))
+    return "\n".join(lines) + "\n"
+
+
+def _orders(record: PruningRecord) -> list[str]:
+    found = {point["order"] for point in record.points}
+    return [order for order in ORDERS if order in found]
+
+
+def _change(record: PruningRecord, point: dict[str, Any] | None) -> float | None:
+    intact = record.find("", 0)
+    return point["bleu"] - intact["bleu"] if point and intact else None
+
+
+def _score(point: dict[str, Any] | None, change: float | None) -> tuple[str, str]:
+    return (f"{point['bleu']:.2f}" if point else DASH, DASH if change is None else f"{change:+.2f}")
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        return f"{_SETTINGS[key]} has " + ", ".join(f"{name} {new.get(name)} (there {old.get(name)})" for name in keys)
+    shown = [str(value)[:12] for value in (new, old)]  # of a checksum, enough to tell two apart
+    return f"{_SETTINGS[key]} is {shown[0]} (there {shown[1]})"
