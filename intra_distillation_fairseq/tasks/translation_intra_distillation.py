@@ -8,6 +8,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from intra_distillation_fairseq.tasks.router_loss import RouterLossMixin
+from intra_distillation_fairseq.tasks.sensitivity_log import SensitivityLogConfig, SensitivityLogMixin
 
 # fairseq composes a fresh training's batches at its first epoch.
 FIRST_EPOCH = 1
@@ -49,10 +50,12 @@ class ExactResumeMixin:
 
 
 @dataclass
-class TranslationIntraDistillationConfig(TranslationConfig):
-    """No settings of its own."""
+class TranslationIntraDistillationConfig(TranslationConfig, SensitivityLogConfig):
+    """That of `translation`, and the flags of the measurement while training."""
 
 
 @register_task("translation_intra_distillation", dataclass=TranslationIntraDistillationConfig)
-class TranslationIntraDistillationTask(UpdateNumberMixin, RouterLossMixin, ExactResumeMixin, TranslationTask):
+class TranslationIntraDistillationTask(
+    UpdateNumberMixin, SensitivityLogMixin, RouterLossMixin, ExactResumeMixin, TranslationTask
+):
     """Validation, generation and every other criterion behave as under `translation`."""
