@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from intra_distillation_fairseq.analysis.figures import draw_pruning
+from intra_distillation_fairseq.cli.quiet import quiet
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import pruning_curve
 from intra_distillation_fairseq.experiments.prepared import open_prepared
@@ -81,7 +81,7 @@ def _prune(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
     from intra_distillation_fairseq.experiments.prunable_model import PrunableModel, read_sensitivity
     from intra_distillation_fairseq.loading import load
 
-    logging.root.setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG, for every library
+    quiet()
     loaded = load(checkpoint, data=args.data)
     if loaded.data is None:
         raise UserError(
@@ -126,18 +126,22 @@ def _prune(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
         _say("every score is known already (--force measures again)")
     write_text(out / "pruning.tsv", pruning_curve.tsv(record))
     print(pruning_curve.table(record), end="", flush=True)
-    _draw(checkpoint.parent, out)
-    _say(f"-> {out / 'pruning.json'}, with .tsv and the figure beside it")
+    beside = ".tsv and the figure" if _draw(checkpoint.parent, out) else ".tsv"
+    _say(f"-> {out / 'pruning.json'}, with {beside} beside it")
     return 0
 
 
-def _draw(run: Path, out: Path) -> None:
+def _draw(run: Path, out: Path) -> bool:
+    """Whether there is a figure now."""
     if out.resolve() != (run / "analysis").resolve():
-        return  # figures are drawn from what run folders hold
+        return False  # figures are drawn from what run folders hold
     try:
         draw_pruning([run], out / "pruning")
     except ImportError:
         _say("no figure: matplotlib is not installed")
+        return False
+    return True
+
 
 
 def _make_folder(path: Path) -> None:

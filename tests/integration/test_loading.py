@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -149,3 +150,16 @@ def test_data_of_another_size(run, tmp_path):
         UserError, match="the parameters of '.*model.pt' do not fit the dictionaries of .*size mismatch"
     ):
         intra_distillation_fairseq.load(tmp_path / "model.pt", data=run.parent / "data")
+
+
+def test_the_example_of_the_documentation(run, capsys):
+    """docs/analysis.md, word for word."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "analysis.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert code.count('"runs/de-en/id_x"') == 1
+    capsys.readouterr()
+    exec(code.replace('"runs/de-en/id_x"', repr(str(run))), names := {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "first feed-forward layer: mean" in lines[1]
+    zeros = sum(int((p == 0).sum()) for name, p in names["model"].named_parameters() if name in names["names"])
+    assert zeros >= len(names["ranking"]) * 3 // 10

@@ -1,0 +1,194 @@
+"""Score, size and speed of a run's model cut to its first n layers, for each n; kept in RUN/analysis/layers.json."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.experiments.prepared import PreparedData, open_prepared
+from intra_distillation_fairseq.experiments.recipes import Evaluation, evaluation_as_dict
+from intra_distillation_fairseq.experiments.translation import translate_and_score
+from intra_distillation_fairseq.files import file_sha256, read_json, write_json
+
+FORMAT = 1
+_SPEEDS = ("sentences_per_second", "tokens_per_second", "translation_seconds")
+_TSV = (
+    *("run", "layers", "parameters", "parameters_without_embeddings", "bleu", "chrf"),
+    *("sentences_per_second", "tokens_per_second", "repeats"),
+)
+
+
+class DepthCurve:
+    """Measures one run, one translation of the test set after the other; what is done is kept.
+
+    Args:
+        run: the run folder.
+        checkpoint: best, last, or a file's name there.
+        layers: the n to measure; None: every one from the full depth to 1.
+        data: a prepared folder; None: the one it was trained on.
+        device: name of the GPU, or None to keep off it.
+        force: measure again what is known.
+    Raises:
+        UserError: no such checkpoint or data, or an n that the model does not have.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        checkpoint: str,
+        layers: Sequence[int] | None,
+        data: Path | None,
+        device: str | None,
+        force: bool = False,
+    ):
+        from intra_distillation_fairseq.loading import load  # imports torch
+        from intra_distillation_fairseq.models.depth import depth, first_layers
+
+        loaded = load(run, checkpoint, data=data)
+        if loaded.data is None:
+            raise UserError(f"the prepared data folder of '{run}' is not known: give it with --data")
+        self._data: PreparedData = open_prepared(loaded.data.folder, ("test",))
+        self._evaluation: Evaluation = loaded.evaluation
+        self._device = device
+        self.checkpoint = loaded.checkpoint
+        self.depth = depth(loaded.model)
+        self.layers = sorted(set(layers or range(1, min(self.depth) + 1)), reverse=True)
+        self._sizes = {n: _sizes(first_layers(loaded.model, n)) for n in self.layers}
+        self.folder = run / "analysis"
+        self.path = self.folder / "layers.json"
+        self.record = {
+            "format": FORMAT,
+            "checkpoint": self.checkpoint.name,
+            "checkpoint_sha256": file_sha256(self.checkpoint),
+            "update": loaded.update,
+            "full": {"encoder_layers": self.depth[0], "decoder_layers": self.depth[1], **_sizes(loaded.model)},
+            "inputs": self._inputs(),
+            "points": [],
+        }
+        old = read_json(self.path)
+        # Whatever decides a score or a speed: of another checkpoint, test set or machine nothing is taken over.
+        if not force and isinstance(old, dict) and _same(old, self.record):
+            self.record["points"] = old["points"]
+
+    def _inputs(self) -> dict[str, Any]:
+        stem = self._data.bin / f"test.{self._data.pair}.{self._data.source_lang}"
+        files = [stem.with_name(stem.name + ".bin"), self._data.references]
+        return {
+            "test": [file_sha256(path) for path in files],
+            "evaluation": evaluation_as_dict(self._evaluation),
+            "device": self._device or "cpu",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        }
+
+    def measure(self, repeats: int, say: Callable[[str], None]) -> None:
+        """Translate with each n, all n once, then all of them again, so that a busy moment does not hit one n alone.
+
+        Args:
+            repeats: translations with each n.
+            say: prints one line of progress.
+        """
+        for repeat in range(repeats):
+            for n in self.layers:
+                if len(self._measured(n)) <= repeat:
+                    self._measure_once(n, f"{n} layers, {repeat + 1} of {repeats}")
+                    point = self._point(n)
+                    say(f"{n} layers: BLEU {point['bleu']:.2f}, {point['sentences_per_second']:.1f} sentences/s")
+
+    def _point(self, n: int) -> dict[str, Any] | None:
+        return next((point for point in self.record["points"] if point["layers"] == n), None)
+
+    def _measured(self, n: int) -> list[dict[str, float]]:
+        return (self._point(n) or {"measured": []})["measured"]
+
+    def _measure_once(self, n: int, label: str) -> None:
+        from intra_distillation_fairseq import checkpoints  # imports torch
+        from intra_distillation_fairseq.models.depth import truncate_state
+
+        out = self.folder / f"{n}layers"
+        cut = out / ".checkpoint.pt"
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            checkpoints.write(truncate_state(checkpoints.load(self.checkpoint), n), cut)
+            score = translate_and_score(self._data, cut, self._evaluation, out, cpu=self._device is None, label=label)
+        finally:
+            cut.unlink(missing_ok=True)
+        measured = [*self._measured(n), {name: score[name] for name in _SPEEDS}]
+        point = {
+            "layers": n,
+            **self._sizes[n],
+            **{name: score[name] for name in ("bleu", "chrf", "bleu_signature", "chrf_signature") if name in score},
+            **{name: statistics.median(one[name] for one in measured) for name in _SPEEDS},
+            "repeats": len(measured),
+            "measured": measured,
+        }
+        others = [other for other in self.record["points"] if other["layers"] != n]
+        self.record["points"] = sorted([*others, point], key=lambda one: -one["layers"])
+        write_json(self.path, self.record)
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    """Parameters, shared ones once; and those that are not in token or position embeddings or the output projection."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    outside = sum(
+        parameter.numel() for name, parameter in model.named_parameters()
+        if not any(part in name for part in ("embed_tokens", "embed_positions", "output_projection"))
+    )  # fmt: skip
+    return {"parameters": total, "parameters_without_embeddings": outside}
+
+
+def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return all(old.get(key) == new[key] for key in ("format", "checkpoint_sha256", "inputs"))
+
+
+def _full(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The point of the uncut model."""
+    whole = (record["full"]["encoder_layers"], record["full"]["decoder_layers"])
+    return next((point for point in record["points"] if (point["layers"],) * 2 == whole), None)
+
+
+def markdown(records: dict[str, dict[str, Any]]) -> str:
+    """A table of all runs.
+
+    Args:
+        records: label -> content of layers.json.
+    """
+    head = (
+        *("run", "layers", "parameters", "% of full", "without embeddings", "BLEU", "% of full", "chrF"),
+        *("sentences/s", "speed-up"),
+    )
+    lines = [list(head)]
+    for label, record in records.items():
+        full = _full(record)
+        for point in record["points"]:
+            bleu = f"{100 * point['bleu'] / full['bleu']:.1f}" if full and full["bleu"] else "-"
+            faster = point["sentences_per_second"] / full["sentences_per_second"] if full else None
+            lines.append(
+                [
+                    label,
+                    str(point["layers"]),
+                    f"{point['parameters']:,}",
+                    f"{100 * point['parameters'] / record['full']['parameters']:.1f}",
+                    f"{point['parameters_without_embeddings']:,}",
+                    f"{point['bleu']:.2f}",
+                    bleu,
+                    f"{point['chrf']:.2f}",
+                    f"{point['sentences_per_second']:.1f}",
+                    f"{faster:.2f}" if faster else "-",
+                ]
+            )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    rows = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    rows.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
+    return "\n".join(rows) + "\n"
+
+
+def tsv(records: dict[str, dict[str, Any]]) -> str:
+    """One line for each run and n."""
+    lines = ["\t".join(_TSV)]
+    for label, record in records.items():
+        lines += ["\t".join([label, *(str(point[name]) for name in _TSV[1:])]) for point in record["points"]]
+    return "\n".join(lines) + "\n"
