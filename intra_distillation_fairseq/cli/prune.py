@@ -143,7 +143,6 @@ def _draw(run: Path, out: Path) -> bool:
     return True
 
 
-
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
