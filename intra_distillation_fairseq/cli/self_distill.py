@@ -84,8 +84,12 @@ def _run_rounds(task: Task, held: Held) -> int:
     text = ""
     for number in range(task.rounds + 1):
         if status := rounds.run(number):
-            how = f"stopped by {signal.Signals(status - 128).name}" if status in (129, 130, 143) else "error: failed"
-            say(f"{how} in round {number}: the same command goes on; logs: {relative(task.results / 'logs')}")
+            logs = relative(task.results / "logs")
+            if status in (129, 130, 143):
+                how = f"stopped by {signal.Signals(status - 128).name} in round {number}: the same command goes on"
+            else:
+                how = f"error: failed in round {number}, see above: with that mended, the same command goes on"
+            say(f"{how}; logs: {logs}")
             return status
         # After each round: the later ones can take days.
         table = build_table(task, number, bootstrap)

@@ -11,7 +11,7 @@ from intra_distillation_fairseq.experiments.ablations import Ablation, Variant
 from intra_distillation_fairseq.experiments.cells import Outcome, outcome
 from intra_distillation_fairseq.experiments.results_table import BASELINE
 from intra_distillation_fairseq.experiments.run_series import CHECKPOINT
-from intra_distillation_fairseq.experiments.table_text import DASH, grid, hours
+from intra_distillation_fairseq.experiments.table_text import DASH, grid, hours, number
 
 _TSV = ("name", "value", "seed", "state", "bleu", "change", "best_valid_loss", "updates", "seconds")
 
@@ -62,8 +62,8 @@ def markdown(table: dict[str, Any]) -> str:
     header = ["run", table["column"], "BLEU", "change", "best valid loss", "time of a run", *(["seeds"] * several)]
     rows = [
         [
-            *(one["name"], one["value"], _spread(one["bleu"], one["bleu_sd"], ".2f"), _number(one["change"], "+.2f")),
-            *(_number(one["best_valid_loss"], ".3f"), DASH if one["seconds"] is None else hours(one["seconds"])),
+            *(one["name"], one["value"], _spread(one["bleu"], one["bleu_sd"], ".2f"), number(one["change"], "+.2f")),
+            *(number(one["best_valid_loss"], ".3f"), DASH if one["seconds"] is None else hours(one["seconds"])),
             *([f"{one['done']} of {one['seeds']}"] * several),
         ]
         for one in table["variants"]
@@ -118,9 +118,5 @@ def _means(variant: Variant, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _number(value: float | None, form: str) -> str:
-    return DASH if value is None else format(value, form)
-
-
 def _spread(value: float | None, deviation: float | None, form: str) -> str:
-    return _number(value, form) + (f" ± {deviation:{form}}" if deviation is not None else "")
+    return number(value, form) + (f" ± {deviation:{form}}" if deviation is not None else "")

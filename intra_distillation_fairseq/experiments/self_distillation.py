@@ -116,14 +116,27 @@ def _check_teacher(task: Task, number: int) -> None:
     folder, teacher, noted = task.folder(number), task.model(number - 1), _teacher_note(task, number)
     if not folder.checkpoints():
         return
-    known = (read_json(noted) or {}).get("sha256")
+    note = read_json(noted) or {}
+    known = note.get("sha256")
     if known and teacher.exists() and file_sha256(teacher) == known:
+        _check_place(task, number, note["checkpoint"])
         return
     what = "is not the one" if known else f"cannot be told to be the one (no '{noted.name}' there)"
     raise UserError(
         f"round {number}: the teacher '{teacher}' {what} that the student in '{folder.folder}' was begun with: put "
         f"that one back (--baseline, for round 0), give another --results or delete '{folder.folder}' to train it again"
     )
+
+
+def _check_place(task: Task, number: int, old: str) -> None:
+    """A run goes on with its own flags only, and the teacher's path is one of them."""
+    folder, new = task.folder(number), str(task.model(number - 1))
+    if old != new and not folder.finished.exists():
+        raise UserError(
+            f"round {number}: the unfinished student in '{folder.folder}' was begun with its teacher at '{old}', which "
+            f"is at '{new}' now: move it back to where it was and repeat that command, or delete '{folder.folder}' to "
+            "train this student anew"
+        )
 
 
 def _settings(task: Task, number: int, teacher: Path | str | None) -> dict[str, object]:
@@ -167,8 +180,9 @@ class Rounds:
             _check_teacher(self._task, number)  # once more: the teacher's training may have gone on just now
         steps = (
             ("train", not self._is_trained(number), self._train),
-            ("evaluate", not self._is_evaluated(number), self._evaluate),
-            ("sensitivity", self._task.sensitivity, self._measure),  # skips by itself what is measured
+            # These two see for themselves what is done, and on which data.
+            ("evaluate", True, self._evaluate),
+            ("sensitivity", self._task.sensitivity, self._measure),
         )
         for name, is_needed, words in steps:
             if is_needed and (status := self._step(number, name, words(number))):
@@ -204,19 +218,24 @@ class Rounds:
         if number:
             teacher, noted = task.model(number - 1), _teacher_note(task, number)
             folder.folder.mkdir(parents=True, exist_ok=True)
-            write_json(noted, {"checkpoint": str(teacher), "sha256": file_sha256(teacher)})
+            if not folder.checkpoints():  # a student that is there keeps the note of the teacher it was begun with
+                write_json(noted, {"checkpoint": str(teacher), "sha256": file_sha256(teacher)})
         words = ["train", str(task.data.folder), "--method", task.method(number), "--config", str(task.recipe.path)]
         words += ["--save-dir", str(folder.folder), "--seed", str(task.seed), "--precision", task.precision]
         return [*words, "--", *_flags(task, teacher)]
 
-    def _is_evaluated(self, number: int) -> bool:
-        score = self._task.folder(number).score(CHECKPOINT)
-        return bool(score) and score["inputs"]["evaluation"] == evaluation_as_dict(self._task.recipe.evaluation)
-
     def _evaluate(self, number: int) -> list[str]:
-        words = ["evaluate", str(self._task.folder(number).folder), "--data", str(self._task.data.folder)]
-        return [*words, "--checkpoint", CHECKPOINT, *(["--cpu"] if self._task.cpu else [])]
+        # evaluate.sh searches as the run's record says: in a table, all rounds as the recipe says now.
+        folder, wanted = self._task.folder(number), evaluation_as_dict(self._task.recipe.evaluation)
+        record = folder.read()
+        if record and record["evaluation"] != wanted:
+            folder.write_record({**record, "evaluation": wanted})
+        return self._on_best("evaluate", number)
 
     def _measure(self, number: int) -> list[str]:
-        words = ["sensitivity", str(self._task.folder(number).folder), "--checkpoint", CHECKPOINT]
-        return [*words, *(["--cpu"] if self._task.cpu else [])]
+        return self._on_best("sensitivity", number)
+
+    def _on_best(self, command: str, number: int) -> list[str]:
+        # With the data of this task: a baseline may have been trained on another folder, which may be gone.
+        words = [command, str(self._task.folder(number).folder), "--data", str(self._task.data.folder)]
+        return [*words, "--checkpoint", CHECKPOINT, *(["--cpu"] if self._task.cpu else [])]

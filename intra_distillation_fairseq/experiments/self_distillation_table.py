@@ -7,7 +7,7 @@ from typing import Any
 from intra_distillation_fairseq.experiments.published import SELF_DISTILLATION_BLEU, SELF_DISTILLATION_PAIR, TABLES
 from intra_distillation_fairseq.experiments.self_distillation import BASELINE, CHECKPOINT, Task
 from intra_distillation_fairseq.experiments.significance import RESAMPLES, SEED, PairedBootstrap
-from intra_distillation_fairseq.experiments.table_text import DASH, grid
+from intra_distillation_fairseq.experiments.table_text import grid, number
 from intra_distillation_fairseq.files import file_sha256, read_json
 
 _SENSITIVITY = {  # key of the summary -> column
@@ -38,6 +38,10 @@ def build_table(task: Task, rounds: int, bootstrap: PairedBootstrap) -> dict[str
     for row in rows:
         row["change"] = row["bleu"] - rows[0]["bleu"] if row["round"] else None
         row["p"] = tested.get(str(row["round"]))
+    differ = _differences(rows)
+    if differ:  # such numbers cannot be compared
+        for row in rows:
+            row["sensitivity"] = None
     return {
         "table": 1,
         "pair": data.pair,
@@ -46,6 +50,7 @@ def build_table(task: Task, rounds: int, bootstrap: PairedBootstrap) -> dict[str
         "student": task.student,
         "seed": task.seed,
         "rows": rows,
+        "sensitivity_differs": differ,
         "signatures": sorted({row["signature"] for row in rows}),
     }
 
@@ -67,22 +72,40 @@ def _row(task: Task, number: int) -> dict[str, Any]:
         "valid_loss": score["valid_loss"],
         "update": score["update"],
         "sensitivity": measured["summary"] if current else None,
-        "sensitivity_settings": measured["settings"] if current else None,
+        # With the digest of the data: on another corpus, equal settings make other batches.
+        "sensitivity_settings": {**measured["settings"], "data": measured["asked"]["data"]} if current else None,
     }
+
+
+def _differences(rows: list[dict[str, Any]]) -> list[str]:
+    """The settings in which the measured rounds differ, as in "batches (100 in round 0, 20 in round 1)"."""
+    measured = {row["round"]: row["sensitivity_settings"] for row in rows if row["sensitivity_settings"]}
+    lines = []
+    for key in next(iter(measured.values()), {}):
+        values = {place: settings.get(key) for place, settings in measured.items()}
+        if len(set(values.values())) > 1:
+            shown = ", ".join(f"{_short(value)} in round {place}" for place, value in values.items())
+            lines.append(f"{key} ({shown})")
+    return lines
+
+
+def _short(value: object) -> str:
+    """A setting's value; of a digest only the beginning."""
+    return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def markdown(table: dict[str, Any]) -> str:
     """The table with the lines under it."""
-    has_sensitivity = any(row["sensitivity"] for row in table["rows"])
+    has_sensitivity = any(row["sensitivity_settings"] for row in table["rows"])
     header = ["round", "BLEU", "change", "p", "published" if table["of_paper"] else "published (another corpus)"]
     header += ["valid loss", *(_SENSITIVITY.values() if has_sensitivity else ())]
     lines = []
     for row in table["rows"]:
         name = f"{row['round']} (baseline)" if not row["round"] else f"{row['round']} ({row['method']} student)"
-        texts = [name, _number(row["bleu"], ".2f"), _number(row["change"], "+.2f"), _number(row["p"], ".3f")]
-        texts += [_number(row["published"], ".2f"), _number(row["valid_loss"], ".3f")]
+        texts = [name, number(row["bleu"], ".2f"), number(row["change"], "+.2f"), number(row["p"], ".3f")]
+        texts += [number(row["published"], ".2f"), number(row["valid_loss"], ".3f")]
         if has_sensitivity:
-            texts += [_number((row["sensitivity"] or {}).get(key), ".4g") for key in _SENSITIVITY]
+            texts += [number((row["sensitivity"] or {}).get(key), ".4g") for key in _SENSITIVITY]
         lines.append(texts)
     corpus = f"{table['corpus'] or 'a corpus without a name'}, {table['pair']}"
     notes = [
@@ -92,8 +115,23 @@ def markdown(table: dict[str, Any]) -> str:
         "Published: Table 1 of Xu, Koehn, Murray (EMNLP 2022), IWSLT'14 de-en"
         + ("." if table["of_paper"] else ": another corpus, whose numbers are not to be compared with these."),
         "Valid loss: label-smoothed cross-entropy of the scored checkpoint, bits per token.",
+        *([_sensitivity_note(table)] if has_sensitivity else []),
     ]
     return f"# Table 1: self-distillation\n\n{grid(header, lines)}\n\n" + "\n".join(notes) + "\n"
+
+
+def _sensitivity_note(table: dict[str, Any]) -> str:
+    if table["sensitivity_differs"]:
+        return (
+            "Sensitivity: left out, as the rounds were measured with different settings: "
+            f"{'; '.join(table['sensitivity_differs'])}."
+        )
+    one = next(row["sensitivity_settings"] for row in table["rows"] if row["sensitivity_settings"])
+    return (
+        f"Sensitivity: of the {one['objective'].replace('_', '-')} loss on {one['batches']} batches of {one['split']} "
+        f"({one['tokens']:,} target tokens), seed {one['seed']}, dropout {'on' if one['dropout'] else 'off'}, "
+        f"average: {one['average']}, {'' if one['normalised'] else 'not '}normalised."
+    )
 
 
 def tsv(table: dict[str, Any]) -> str:
@@ -103,7 +141,3 @@ def tsv(table: dict[str, Any]) -> str:
         values = {**(row["sensitivity"] or {}), **row}
         lines.append(["" if values.get(key) is None else str(values[key]) for key in _TSV])
     return "".join("\t".join(line) + "\n" for line in lines)
-
-
-def _number(value: float | None, form: str) -> str:
-    return DASH if value is None else format(value, form)

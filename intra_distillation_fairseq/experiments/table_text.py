@@ -26,9 +26,9 @@ def tsv(table: dict[str, Any]) -> str:
         for pair in table["pairs"]:
             entry = table["bleu"][method][pair]
             values = (
-                *(method, pair, _number(entry["mean"], ".4f"), _number(entry["sd"], ".4f"), len(entry["scores"])),
-                *(entry["planned"], _number(entry["published"], ".2f"), _number(entry["difference"], "+.4f")),
-                *(_number(entry["largest_p"], ".4f"), ", ".join(entry["states"])),
+                *(method, pair, number(entry["mean"], ".4f", ""), number(entry["sd"], ".4f", ""), len(entry["scores"])),
+                *(entry["planned"], number(entry["published"], ".2f", ""), number(entry["difference"], "+.4f", "")),
+                *(number(entry["largest_p"], ".4f", ""), ", ".join(entry["states"])),
             )
             lines.append("\t".join(map(str, values)))
     return "\n".join(lines) + "\n"
@@ -40,7 +40,8 @@ def hours(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _number(value: float | None, form: str, nothing: str = "") -> str:
+def number(value: float | None, form: str, nothing: str = DASH) -> str:
+    """A number in a format as of `format`, or what stands for one that there is not."""
     return nothing if value is None else format(value, form)
 
 
@@ -54,8 +55,8 @@ def _scores(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         ours = [_score(entry) for entry in entries] + ([_mean(average, len(pairs))] if several else [])
         lines.append([method, "ours" if table["has_published"] else "BLEU", *ours])
         if table["has_published"]:
-            lines.append(["", "published", *(_number(one["published"], ".2f", DASH) for one in columns)])
-            lines.append(["", "difference", *(_number(one["difference"], "+.2f", DASH) for one in columns)])
+            lines.append(["", "published", *(number(one["published"], ".2f") for one in columns)])
+            lines.append(["", "difference", *(number(one["difference"], "+.2f") for one in columns)])
         if method != BASELINE and any(entry["p"] for entry in entries):
             lines.append(["", "p", *map(_p, entries), *([""] if several else [])])
     return ["method", "", *pairs, *(["average"] if several else [])], lines
@@ -107,7 +108,7 @@ def _runs(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             _range(run["parameters"]),
             _range(run["updates"]),
             DASH if run["median_seconds"] is None else hours(run["median_seconds"]),
-            _number(run["median_tokens_per_second"], ",.0f", DASH),
+            number(run["median_tokens_per_second"], ",.0f"),
             memory,
             str(len(run["seeds"])) if run["planned"] else DASH,
             f"{run['done']} of {run['planned']}" if run["planned"] else DASH,

@@ -499,6 +499,7 @@ def test_rounds_and_table(distilled):
         score = json.loads((results / f"round{number}" / "eval" / "best" / "score.json").read_text())
         assert (row["bleu"], row["valid_loss"]) == (score["bleu"], score["valid_loss"])
         assert {"std", "std_trimmed", "ratio", "gini"} <= set(row["sensitivity"])
+    assert len({json.dumps(row["sensitivity_settings"], sort_keys=True) for row in table["rows"]}) == 1
     assert table["rows"][1]["change"] == table["rows"][1]["bleu"] - table["rows"][0]["bleu"]
     text = (results / "table1.md").read_text()
     assert done.stdout == text
@@ -508,11 +509,14 @@ def test_rounds_and_table(distilled):
 
 
 def test_what_is_finished_is_not_done_again(distilled):
-    words, _, first = distilled
+    words, results, first = distilled
+    written = [results / f"round{number}" / "eval" / "best" / "generate.txt" for number in (0, 1)]
+    before = [path.stat().st_mtime_ns for path in written]
     again = self_distill(*words, "--skip-sensitivity", "--", "--cpu", "--log-interval", 2)
     assert again.returncode == 0, again.stderr
     assert again.stdout == first.stdout  # with the sensitivity that was measured before
-    assert ", log: " not in again.stderr  # no step
+    assert ": train, log: " not in again.stderr and again.stderr.count("already evaluated, nothing to do") == 2
+    assert [path.stat().st_mtime_ns for path in written] == before
 
 
 def test_a_student_of_another_teacher_is_refused(distilled, tmp_path, capsys):
