@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from intra_distillation_fairseq.analysis.figures import draw_pruning
+from intra_distillation_fairseq.analysis.run_files import sensitivity_file
 from intra_distillation_fairseq.cli.quiet import quiet
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import pruning_curve
@@ -59,7 +60,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="gets pruning.json and .tsv (default: RUN_DIR/analysis, with the figure)",
     )
     parser.add_argument("--cpu", action="store_true", help="keep off the GPU")
-    parser.add_argument("--force", action="store_true", help="measure again what is known, or has other settings")
+    parser.add_argument(
+        "--force", action="store_true", help="measure these points again, and drop those of other settings"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,8 +94,7 @@ def _prune(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
     data = open_prepared(loaded.data.folder, ("test",))
     evaluation = loaded.evaluation
     model = PrunableModel(checkpoint, loaded.model)
-    name = checkpoint.stem.removeprefix("checkpoint_")
-    file = args.sensitivity or checkpoint.parent / "analysis" / f"sensitivity_{name}.npz"
+    file = args.sensitivity or sensitivity_file(checkpoint)
     sensitivity = read_sensitivity(file, model)
     settings = {
         "checkpoint": checkpoint.name,
@@ -103,26 +105,27 @@ def _prune(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
         "data_digest": data.digest,
         "evaluation": evaluation_as_dict(evaluation),
     }
-    record = pruning_curve.PruningRecord(out / "pruning.json", settings, force=args.force)
     if args.save:
         _make_folder(args.save)
-    cpu, known = args.cpu or not torch.cuda.is_available(), len(record.points)
+    record = pruning_curve.PruningRecord(out / "pruning.json", settings, force=args.force)
+    cpu = args.cpu or not torch.cuda.is_available()
 
     def score(pruned: Path, folder: Path, label: str) -> dict[str, Any]:
         return translate_and_score(data, pruned, evaluation, folder, cpu=cpu, label=label)
 
-    pruning_curve.measure(
+    measured = pruning_curve.measure(
         record,
         model,
         sensitivity,
         [order for order in pruning_curve.ORDERS if order == "sensitivity" or order in args.controls],
         sorted({abs(ratio) for ratio in args.ratios}),  # abs: -0 is 0
         seed=args.seed,
+        force=args.force,
         score=score,
         save=args.save,
         say=_say,
     )
-    if len(record.points) == known:
+    if not measured:
         _say("every score is known already (--force measures again)")
     write_text(out / "pruning.tsv", pruning_curve.tsv(record))
     print(pruning_curve.table(record), end="", flush=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intra_distillation_fairseq.analysis.run_files import check_folder, read_measurements
+from intra_distillation_fairseq.analysis.run_files import check_folder, read_measurements, sensitivity_file
 from intra_distillation_fairseq.cli.quiet import quiet
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.progress import Progress
@@ -45,7 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="arrays; numbers go into the same name with .json "
-        "(default: RUN_DIR/analysis/sensitivity_<checkpoint>.npz)"
+        "(default: RUN_DIR/analysis/sensitivity_<checkpoint>.npz, or ..._gradient.npz etc.: any chosen --average, "
+        "--no-dropout, --normalise, --objective and --split are in the name)",
     )  # fmt: skip
     parser.add_argument(
         "--average",
@@ -65,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="of a batch (default: as it was trained)")
     parser.add_argument("--cpu", action="store_true", help="keep off the GPU")
-    parser.add_argument("--force", action="store_true", help="measure again even if that is done")
+    parser.add_argument("--force", action="store_true", help="measure again, and replace what was measured otherwise")
     parser.add_argument(
         "--during-training",
         action="store_true",
@@ -80,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     for flag, value in (("--batches", args.batches), ("--max-tokens", args.max_tokens)):
         if value is not None and value < 1:
             raise UserError(f"{flag} is {value}: allowed is at least 1")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed is {args.seed}: allowed is 0 to {2**32 - 1}")
     if args.objective == "training" and args.no_dropout:
         raise UserError(
             "--objective training and --no-dropout exclude each other: in evaluation mode every criterion is the plain "
@@ -96,9 +100,21 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = loading.find_checkpoint(args.run_dir, args.checkpoint)
     if out is None:
-        out = checkpoint.parent / "analysis" / f"sensitivity_{checkpoint.stem.removeprefix('checkpoint_')}.npz"
+        out = sensitivity_file(checkpoint, _variant(args))
     with lock(out.parent / f".{out.stem}.lock", "the folder of the measurement"):
         return _measure(args, checkpoint, out)
+
+
+def _variant(args: argparse.Namespace) -> str:
+    """What a file name says of the kind of measurement: nothing of the defaults."""
+    chosen = {
+        "gradient": args.average == "gradient",
+        "no_dropout": args.no_dropout,
+        "normalised": args.normalise,
+        "training": args.objective == "training",
+        args.split.replace("/", "_"): args.split != "train",
+    }
+    return "".join(f"_{name}" for name, given in chosen.items() if given)
 
 
 def _measure(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
@@ -119,15 +135,18 @@ def _measure(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
         "data": _data_digest(args.data, checkpoint),
     }
     old = read_json(record_file)
-    if (
-        not args.force
-        and isinstance(old, dict)
-        and (old.get("format"), old.get("asked"), old.get("checkpoint_sha256")) == (FORMAT, asked, state["sha256"])
-        and out.is_file()
-    ):
-        print("already measured, nothing to do (--force does it again)", file=sys.stderr)
-        _show(old, out)
-        return 0
+    if not args.force and out.is_file() and isinstance(old, dict) and old.get("format") == FORMAT:
+        same_bytes = old.get("checkpoint_sha256") == state["sha256"]
+        different = _differences(old, asked if same_bytes else {"checkpoint": checkpoint.name, **asked})
+        if same_bytes and not different:
+            print("already measured, nothing to do (--force does it again)", file=sys.stderr)
+            _show(old, out)
+            return 0
+        # Other bytes under the same name: the training went on, and what was measured is of a model that is gone.
+        if same_bytes or old.get("checkpoint") != checkpoint.name:
+            raise UserError(
+                f"'{out}' was measured with {', '.join(different)}: --force replaces it, --out FILE keeps both"
+            )
     started = time.monotonic()
     quiet()
     loaded = loading.load(checkpoint, data=args.data, device=_device(args.cpu))
@@ -161,6 +180,23 @@ def _measure(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
     write_json(record_file, record)
     _show(record, out)
     return 0
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Which settings of a measurement are not those that are asked for now."""
+    there = {"checkpoint": old.get("checkpoint"), **(old.get("asked") or {})}
+    return [
+        f"{key} {_brief(there.get(key))} (asked for: {_brief(value)})"
+        for key, value in new.items()
+        if there.get(key) != value
+    ]
+
+
+def _brief(value: Any) -> str:
+    """Of a checksum, enough to tell two apart."""
+    if value is None:
+        return "as trained"
+    return value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
 
 
 def _measured(args: argparse.Namespace, loaded: Loaded) -> Sensitivity:
@@ -285,11 +321,11 @@ def _show_training(run_dir: Path) -> int:
             f"'{path}' does not exist, nothing was measured while training: train with --sensitivity-interval N, as in "
             "scripts/train.sh ... -- --sensitivity-interval 1000"
         )
-    columns = ["loss", *_SHOWN]
-    print(f"{'update':>8}" + "".join(f" {column:>11}" for column in columns))
+    rows = [f"{'update':>8}" + "".join(f" {column:>11}" for column in ("loss", *_SHOWN))]
     for line in read_measurements(run_dir):
-        values = {"loss": line["loss"], **line["summary"]}
-        print(f"{line['update']:8}" + "".join(f" {_number(values[column]):>11}" for column in columns))
+        values = [line["loss"], *(line["summary"][column] for column in _SHOWN)]
+        rows.append(f"{line['update']:8}" + "".join(f" {_number(value):>11}" for value in values))
+    print("\n".join(rows))  # not before all lines are known to be whole
     return 0
 
 

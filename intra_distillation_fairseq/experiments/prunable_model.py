@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from intra_distillation_fairseq import checkpoints
 from intra_distillation_fairseq.analysis.pruning import Ranking, prunable_parameters, pruned
+from intra_distillation_fairseq.analysis.run_files import read_record
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.export import for_plain_fairseq
-from intra_distillation_fairseq.files import fingerprint, read_json, unchanged
+from intra_distillation_fairseq.files import fingerprint, unchanged
 
 
 class PrunableModel:
@@ -82,23 +83,19 @@ def read_sensitivity(path: Path, model: PrunableModel) -> dict[str, Tensor]:
         path: npz file with an array for each parameter; the JSON file beside it tells which checkpoint was measured.
         model: of which parameters.
     Raises:
-        UserError: not such a file, or one of another model or checkpoint.
+        UserError: not such a file, one of another model or checkpoint, or one without its JSON file.
     """
-    how = "make one with  intra-distillation sensitivity RUN_DIR"
+    name = model.checkpoint.name
+    chosen = {"checkpoint_best.pt": "", "checkpoint_last.pt": " --checkpoint last"}.get(name, f" --checkpoint {name}")
+    how = f"make one with  intra-distillation sensitivity RUN_DIR{chosen}"
     if not path.is_file():
         raise UserError(f"sensitivity file '{path}' does not exist: {how}, or name one with --sensitivity")
-    measured = read_json(path.with_suffix(".json"))
-    sha256 = measured.get("checkpoint_sha256") if isinstance(measured, dict) else None
-    if sha256 not in (None, model.sha256):
-        raise UserError(
-            f"'{path}' was measured on another checkpoint ({measured.get('checkpoint')}, sha256 {sha256[:12]}) than "
-            f"'{model.checkpoint}' (sha256 {model.sha256[:12]}): measure this one first"
-        )
     try:
         with np.load(path, allow_pickle=False) as arrays:
             scores = {name: torch.from_numpy(arrays[name]) for name in model.parameters if name in arrays}
     except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile):
         raise UserError(f"'{path}' is not a sensitivity file (npz with an array per parameter): {how}") from None
+    _check_measured(path, model)
     for name, parameter in model.parameters.items():
         if name not in scores:
             raise UserError(f"'{path}' is of another model: it has no '{name}'; {how}")
@@ -110,3 +107,20 @@ def read_sensitivity(path: Path, model: PrunableModel) -> dict[str, Tensor]:
         if scores[name].isnan().any():
             raise UserError(f"'{path}' has values in '{name}' that are not numbers: measure again")
     return {name: scores[name] for name in model.parameters}
+
+
+def _check_measured(path: Path, model: PrunableModel) -> None:
+    """Without the record nobody knows which checkpoint was measured: that of another epoch has the same shapes."""
+    record_file = path.with_suffix(".json")
+    if not record_file.is_file():
+        raise UserError(
+            f"'{record_file}' is missing beside '{path}' and tells which checkpoint was measured: measure again, or "
+            "copy both files"
+        )
+    record = read_record(record_file)
+    sha256 = record["checkpoint_sha256"]
+    if sha256 != model.sha256:
+        raise UserError(
+            f"'{path}' was measured on another checkpoint ({record['checkpoint']}, sha256 {str(sha256)[:12]}) than "
+            f"'{model.checkpoint}' (sha256 {model.sha256[:12]}): measure this one first"
+        )

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intra_distillation_fairseq.analysis.run_files import read_record
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.table_text import DASH, grid
-from intra_distillation_fairseq.files import read_json, write_json
+from intra_distillation_fairseq.files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,8 @@ _SETTINGS = {
     "data_digest": "the sha256 of the data's manifest",
     "evaluation": "the evaluation",
 }
+# Settings that decide the points of one order alone; the others decide all.
+_OF_ORDER = {"sensitivity_sha256": "sensitivity", "seed": "random"}
 _TSV = ("order", "ratio", "pruned", "bleu", "change", "chrf", "bleu_signature")
 
 
@@ -35,31 +38,31 @@ class PruningRecord:
     Args:
         path: the file; it need not exist.
         settings: checkpoint, number of prunable parameters, and all that decides the points.
-        force: forget what there is, whatever its settings are.
+        force: drop the points that are of other settings, in the file too.
     Raises:
-        UserError: the file's points are of other settings, which are named.
+        UserError: the file is damaged, or has points of other settings, which are named.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, force: bool):
         self.path = path
         self.content = {"format": FORMAT, **settings, "points": []}
-        old = read_json(path)
-        if old is None:
+        if not path.exists():
             return
-        if not isinstance(old, dict) or old.get("format") != FORMAT:
-            raise UserError(f"'{path}' is of another version (this one reads format {FORMAT}): move it away")
-        if force:
-            for point in old["points"]:
-                shutil.rmtree(self.folder(point["order"], point["ratio"]), ignore_errors=True)
-            return
-        if differences := [
-            _difference(key, old.get(key), settings[key]) for key in _SETTINGS if settings[key] != old.get(key)
-        ]:
+        old = read_record(path)
+        different = [key for key in _SETTINGS if settings[key] != old.get(key)]
+        wrong = {key: [point for point in old["points"] if _decides(key, point)] for key in different}
+        if any(wrong.values()) and not force:
+            differences = [_difference(key, old.get(key), settings[key]) for key in different if wrong[key]]
             raise UserError(
                 f"'{path}' was made with other settings: {'; '.join(differences)}; repeat them to go on, choose "
                 "another --out, or begin again with --force"
             )
-        self.content["points"] = old["points"]
+        dropped = [point for point in old["points"] if any(point in points for points in wrong.values())]
+        self.content["points"] = [point for point in old["points"] if point not in dropped]
+        if dropped:
+            self._write()
+        for point in dropped:
+            shutil.rmtree(self.folder(point["order"], point["ratio"]), ignore_errors=True)
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -76,6 +79,14 @@ class PruningRecord:
         self.content["points"] = sorted(
             [*self.points, point], key=lambda one: (ORDERS.index(one["order"]), one["ratio"])
         )
+        self._write()
+
+    def drop(self, point: dict[str, Any]) -> None:
+        """Take a point out of the file."""
+        self.content["points"] = [one for one in self.points if one != point]
+        self._write()
+
+    def _write(self) -> None:
         write_json(self.path, self.content)
 
     def folder(self, order: str, ratio: float) -> Path:
@@ -96,10 +107,11 @@ def measure(
     ratios: Sequence[float],
     *,
     seed: int,
+    force: bool,
     score: Callable[[Path, Path, str], dict[str, Any]],
     save: Path | None,
     say: Callable[[str], None],
-) -> None:
+) -> int:
     """Measure the points that are not known yet; each one is in the record as soon as it is known.
 
     Args:
@@ -109,23 +121,30 @@ def measure(
         orders: of ORDERS.
         ratios: pruned shares of its parameters, 0 to 1.
         seed: of the random order.
+        force: measure the others anew as well, each of which leaves the record just before.
         score: (checkpoint, folder for the translations, label) -> what `translation.translate_and_score` gives.
         save: folder that gets the checkpoint of each ratio above 0; None: they are not kept.
         say: prints one line of progress.
+    Returns:
+        How many were measured.
     """
     total = len(model)
+    measured: set[Path] = set()
     for order in orders:
         ranking = None
         for ratio in ratios:
             kept = save / f"pruned_{order}_{written(ratio)}.pt" if save and ratio else None
+            folder = record.folder(order, ratio)
             known = record.find(order, ratio)
+            if known and force and folder not in measured:
+                record.drop(known)
+                known = None
             if known and not kept:
                 continue
             masks, count = None, 0
             if ratio:
                 ranking = ranking or model.ranking(order, sensitivity, seed)
                 masks, count = ranking.masks(ratio), ranking.count(ratio)
-            folder = record.folder(order, ratio)
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint = kept or folder / ".checkpoint.pt"
             try:
@@ -134,10 +153,12 @@ def measure(
                     values = score(checkpoint, folder, f"{order} {written(ratio)}")
                     point = {"order": order, "ratio": ratio, "pruned": count}
                     record.add(point | {name: values[name] for name in ("bleu", "bleu_signature", "chrf", "seconds")})
+                    measured.add(folder)
                     say(f"{order} {written(ratio)}: {count:,} of {total:,} set to zero, BLEU {values['bleu']:.2f}")
             finally:
                 if not kept:
                     checkpoint.unlink(missing_ok=True)
+    return len(measured)
 
 
 def table(record: PruningRecord) -> str:
@@ -182,6 +203,12 @@ def _change(record: PruningRecord, point: dict[str, Any] | None) -> float | None
 
 def _score(point: dict[str, Any] | None, change: float | None) -> tuple[str, str]:
     return (f"{point['bleu']:.2f}" if point else DASH, DASH if change is None else f"{change:+.2f}")
+
+
+def _decides(key: str, point: dict[str, Any]) -> bool:
+    """Whether a setting has a part in a point; with nothing pruned the order has none."""
+    order = _OF_ORDER.get(key)
+    return order is None or (point["order"] == order and point["ratio"] > 0)
 
 
 def _difference(key: str, old: Any, new: Any) -> str:

@@ -65,6 +65,9 @@ class SensitivityLogMixin:
             )
         if batches < 1:
             raise SystemExit(f"error: --sensitivity-batches is {batches}: allowed is at least 1")
+        seed = getattr(cfg, "sensitivity_seed", 0)
+        if not 0 <= seed < 2**32:
+            raise SystemExit(f"error: --sensitivity-seed is {seed}: allowed is 0 to {2**32 - 1}")
         if interval and cfg.ddp_backend == "fully_sharded":
             raise SystemExit(
                 "error: --sensitivity-interval does not work with --ddp-backend fully_sharded, where no process has "

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fairseq_commands import command
@@ -198,15 +199,20 @@ def test_what_was_saved(pruned):
     state = checkpoints.load(pruned / "saved" / "pruned_sensitivity_0.5.pt")
     assert "last_optimizer_state" not in state and state["cfg"]["task"]["_name"] == "translation_intra_distillation"
     model = loading.load(pruned).model
-    changed = 0
-    for name, _ in model.named_parameters():
-        now = state["model"][name]
-        assert torch.where(now == 0, before[name], now).equal(before[name])
-        if "layer_norm" in name:
-            assert now.equal(before[name])
-        else:
-            changed += int((now == 0).sum())
-    assert changed >= curve(pruned)["prunable"] // 2
+    zero, left, already = [], [], 0
+    with np.load(pruned / "analysis" / "sensitivity_best.npz") as arrays:
+        for name, _ in model.named_parameters():
+            now, old, values = state["model"][name], before[name], torch.from_numpy(arrays[name])
+            assert torch.where(now == 0, old, now).equal(old)
+            if "layer_norm" in name:
+                assert now.equal(old)
+            else:
+                zero.append(values[(now == 0) & (old != 0)])
+                left.append(values[now != 0])
+                already += int((old == 0).sum())
+    assert torch.cat(zero).max() <= torch.cat(left).min()
+    most = curve(pruned)["prunable"] - curve(pruned)["prunable"] // 2
+    assert most - already <= len(torch.cat(left)) <= most
 
 
 def test_a_pruned_checkpoint_opens_like_any_other(pruned, prepared):
@@ -264,27 +270,35 @@ def test_another_checkpoint_needs_another_sensitivity(run_copy, capsys):
         f"'{file}' was measured on another checkpoint (checkpoint_best.pt, sha256 {old[:12]}) than '{path}' (sha256 "
         f"{file_sha256(path)[:12]}): measure this one first"
     )
-    file.with_suffix(".json").unlink()
+    record = json.loads(file.with_suffix(".json").read_text())
+    file.with_suffix(".json").write_text(json.dumps({**record, "checkpoint_sha256": file_sha256(path)}))
     said = refused(capsys, run_copy)
     assert "pruning.json' was made with other settings: the checkpoint's sha256 is " in said
 
 
-def test_other_settings(run_copy, capsys, translated):
+def test_other_settings(run_copy, capsys, tmp_path, translated):
     said = refused(capsys, run_copy, "--seed", "2")
     assert said == (
         f"'{run_copy}/analysis/pruning.json' was made with other settings: --seed is 2 (there 1); repeat them to go on, "
         "choose another --out, or begin again with --force"
     )
-    assert here(capsys, run_copy, "--seed", "2", "--force", "--ratios", "0.5", "--controls", "random")[0] == 0
+    (tmp_path / "file").touch()
+    before = curve(run_copy)
+    refused(capsys, run_copy, "--seed", "2", "--force", "--save", tmp_path / "file")
+    assert curve(run_copy) == before and (run_copy / "analysis" / "pruning" / "random_0.25").exists()
+    status, _, said = here(capsys, run_copy, "--seed", "2", "--force", "--ratios", "0.5", "--controls", "random")
+    assert (status, "every score is known" in said) == (0, False)
     assert translated == ["sensitivity_0.5", "random_0.5"] and curve(run_copy)["seed"] == 2
-    assert {path.name for path in (run_copy / "analysis" / "pruning").iterdir()} == set(translated)
+    left = {"unpruned", "sensitivity_0.25", *translated}  # a seed decides the random order alone
+    assert {path.name for path in (run_copy / "analysis" / "pruning").iterdir()} == left
+    assert len(curve(run_copy)["points"]) == 4
 
 
 def test_no_sensitivity(run_copy, capsys):
     file = run_copy / "analysis" / "sensitivity_last.npz"
     assert refused(capsys, run_copy, "--checkpoint", "last") == (
-        f"sensitivity file '{file}' does not exist: make one with  intra-distillation sensitivity RUN_DIR, or name one "
-        "with --sensitivity"
+        f"sensitivity file '{file}' does not exist: make one with  intra-distillation sensitivity RUN_DIR --checkpoint "
+        "last, or name one with --sensitivity"
     )
     file = run_copy / "run.json"
     assert refused(capsys, run_copy, "--sensitivity", file) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,7 @@ def test_files_and_table(run, capsys):
 def test_it_is_what_the_plain_cross_entropy_gives(run, capsys, tiny_data):
     """Of a model trained with another criterion: the same model and batches through fairseq's own .backward()."""
     assert here(capsys, run, "--batches", 1, "--no-dropout", "--split", "valid", "--max-tokens", 100)[0] == 0
+    variant = "best_no_dropout_valid"
     task = make_task(tiny_data)
     model = make_model(task)
     model.load_state_dict(checkpoints.load(run / "checkpoint_best.pt")["model"])
@@ -99,11 +101,11 @@ def test_it_is_what_the_plain_cross_entropy_gives(run, capsys, tiny_data):
     sample = dataset.collater([dataset[int(i)] for i in batch])
     loss, _, log = sensitivity.cross_entropy(task, 0.1)(model.eval(), sample)
     (loss / log["ntokens"]).backward()
-    for name, values in arrays_of(run).items():
+    for name, values in arrays_of(run, variant).items():
         parameter = dict(model.named_parameters())[name]
         expected = (parameter * parameter.grad).abs()
         torch.testing.assert_close(torch.from_numpy(values), expected.detach(), rtol=1e-4, atol=1e-9)
-    assert record_of(run)["loss"] == pytest.approx(loss.item() / log["ntokens"], rel=1e-5)
+    assert record_of(run, variant)["loss"] == pytest.approx(loss.item() / log["ntokens"], rel=1e-5)
 
 
 def test_a_second_call_does_nothing_unless_something_has_changed(run, capsys):
@@ -118,7 +120,7 @@ def test_a_second_call_does_nothing_unless_something_has_changed(run, capsys):
 
     assert "already" not in here(capsys, *words, "--force")[2]
     assert all(np.array_equal(value, first[name]) for name, value in arrays_of(run).items())  # reproducible
-    assert "already" not in here(capsys, *words, "--seed", 2)[2]
+    assert "already" not in here(capsys, *words, "--seed", 2, "--force")[2]
     assert not np.array_equal(arrays_of(run)["encoder.layers.0.fc1.weight"], first["encoder.layers.0.fc1.weight"])
     assert here(capsys, *words, "--seed", 2)[2].startswith("already measured")
     shutil.copy(run / "checkpoint_last.pt", run / "checkpoint_best.pt")
@@ -127,23 +129,42 @@ def test_a_second_call_does_nothing_unless_something_has_changed(run, capsys):
     assert "already" not in here(capsys, *words, "--seed", 2)[2]
 
 
+def test_another_measurement_is_not_replaced_by_the_way(run, capsys):
+    file = run / "analysis" / "sensitivity_best.npz"
+    assert here(capsys, run, "--batches", 1, "--max-tokens", 60)[0] == 0
+    before = file.read_bytes()
+    status, out, err = here(capsys, run, "--batches", 2, "--seed", 5)
+    assert (status, out, file.read_bytes() == before) == (2, "", True)
+    assert err == (
+        f"intra-distillation sensitivity: error: '{file}' was measured with batches 1 (asked for: 2), seed 1 (asked for: "
+        "5), max_tokens 60 (asked for: as trained): --force replaces it, --out FILE keeps both\n"
+    )
+    state = checkpoints.load(run / "checkpoint_best.pt")
+    checkpoints.write({**state, "extra_state": {}}, run / "other.pt")
+    words = ("--batches", 1, "--max-tokens", 60, "--checkpoint", "other.pt", "--out", file)
+    status, _, err = here(capsys, run, *words)
+    assert status == 2 and "was measured with checkpoint checkpoint_best.pt (asked for: other.pt): --force" in err
+    assert here(capsys, run, *words, "--force")[0] == 0
+
+
 def test_variants_differ_as_they_should(run, capsys):
-    def measured(*flags):
+    def measured(*flags, name="best"):
         status, _, err = here(capsys, run, "--batches", 3, "--max-tokens", 60, *flags)
         assert status == 0, err
-        return arrays_of(run), record_of(run)
+        return arrays_of(run, name), record_of(run, name)
 
-    plain, gradient = measured(), measured("--average", "gradient")
+    plain, gradient = measured(), measured("--average", "gradient", name="best_gradient")
     for name, value in gradient[0].items():  # the mean of absolute values is the larger one
         assert (value <= plain[0][name] * 1.0001 + 1e-12).all(), name
     assert gradient[1]["summary"]["mean"] < 0.99 * plain[1]["summary"]["mean"]
-    normalised = measured("--normalise")
+    normalised = measured("--normalise", name="best_normalised")
     assert normalised[1]["summary"]["mean"] == pytest.approx(plain[1]["summary"]["mean"] / plain[1]["loss"], rel=0.1)
     # Intra-distillation has K passes and a divergence besides: a mean of other masks, and alpha' times another gradient.
-    training = measured("--objective", "training")
+    training = measured("--objective", "training", name="best_training")
     assert training[1]["settings"]["objective"] == "training"
     assert training[1]["loss"] > plain[1]["loss"]
-    assert measured("--no-dropout")[1]["settings"]["dropout"] is False
+    assert measured("--no-dropout", name="best_no_dropout")[1]["settings"]["dropout"] is False
+    assert record_of(run) == plain[1]  # each has a file of its own
 
 
 def test_the_training_objective_is_that_of_the_checkpoints_update(run, capsys, tiny_data):
@@ -159,9 +180,10 @@ def test_the_training_objective_is_that_of_the_checkpoints_update(run, capsys, t
     criterion.set_num_updates(6)
     samples = sensitivity.collated(task.dataset("train"), batches, torch.device("cpu"))
     expected = sensitivity.measure(model, criterion, samples)
-    assert record_of(run)["loss"] == pytest.approx(expected.loss, rel=1e-5)
+    assert record_of(run, "best_training")["loss"] == pytest.approx(expected.loss, rel=1e-5)
+    arrays = arrays_of(run, "best_training")
     for name, value in expected.values.items():
-        torch.testing.assert_close(torch.from_numpy(arrays_of(run)[name]), value, rtol=1e-3, atol=1e-8)
+        torch.testing.assert_close(torch.from_numpy(arrays[name]), value, rtol=1e-3, atol=1e-8)
 
 
 def test_more_batches_than_there_are(run, capsys):
@@ -189,6 +211,8 @@ def test_mistakes_are_one_line(run, capsys, tmp_path, tiny_data):
         ((run, "--checkpoint", "worst"), "the folder has checkpoint"),
         ((run, "--data", other), "do not fit the dictionaries of"),
         ((run, "--batches", 0), "--batches is 0: allowed is at least 1"),
+        ((run, "--seed", -1), "--seed is -1: allowed is 0 to 4294967295"),
+        ((run, "--seed", 2**32), "--seed is 4294967296: allowed is 0 to 4294967295"),
         ((run, "--max-tokens", -1), "--max-tokens is -1: allowed is at least 1"),
         ((run, "--max-tokens", 1), "no sentence is short enough for batches of 1 tokens: allow more"),
         ((run, "--split", "dev"), f"--split is 'dev': '{tiny_data}' has test, train, valid"),
@@ -310,6 +334,19 @@ def test_the_log_and_the_command_agree(run, capsys, tiny_data):
     assert [row.split()[0] for row in rows[1:-1]] == ["2", "4", "6"]
 
 
+@pytest.mark.parametrize("line", ['{"a":1}', "3", '{"update": 4, "loss": 2, "summary": {}}'])
+def test_a_damaged_log_is_one_line(tmp_path, capsys, line):
+    summary = dict.fromkeys(["mean", "std", "std_trimmed", "top_mean", "rest_mean", "ratio", "gini", "cv"], 1.0)
+    whole = json.dumps({"update": 2, "loss": 3.0, "summary": summary})
+    (tmp_path / "sensitivity.jsonl").write_text(f"{whole}\n")
+    status, out, err = here(capsys, tmp_path, "--during-training")
+    assert (status, err) == (0, "") and out.split("\n")[1].split()[:2] == ["2", "3"]
+    (tmp_path / "sensitivity.jsonl").write_text(f"{whole}\n{line}\n")
+    status, out, err = here(capsys, tmp_path, "--during-training")
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert "sensitivity.jsonl' is damaged" in err and ": remove the lines that are not whole, or train" in err
+
+
 def test_a_resumed_training_leaves_the_file_of_one_that_never_stopped(train, tmp_path, run):
     flags = [*MASKS, *LOGGED]
     whole, folder = tmp_path / "whole", tmp_path / "resumed"
@@ -338,6 +375,7 @@ def test_a_fresh_training_in_the_folder_begins_a_fresh_log(train, tmp_path, run)
     [
         ("--sensitivity-interval -1", "error: --sensitivity-interval is -1: allowed is a number of updates, or 0"),
         ("--sensitivity-batches 0", "error: --sensitivity-batches is 0: allowed is at least 1"),
+        ("--sensitivity-seed -1", "error: --sensitivity-seed is -1: allowed is 0 to 4294967295"),
         (
             "--sensitivity-interval 2 --ddp-backend fully_sharded",
             "error: --sensitivity-interval does not work with --ddp-backend fully_sharded",
@@ -390,4 +428,9 @@ def test_the_benchmark_runs(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["variant"] for row in rows] == ["baseline", "stacked"]
     for row in rows:
-        assert float(row["share"]) < 1 and (row["interval"], row["measured_batches"]) == ("50", "2")
+        assert (row["interval"], row["measured_batches"]) == ("50", "2")
+        assert {"share", "interval_for_3_percent", "parameters", "repeats"} <= row.keys()
+        for name in ("update_ms", "update_ms_q20", "update_ms_q80"):  # a difference of times may be below 0
+            assert 0 < float(row[name]) < math.inf, name
+        for name in ("measurement_ms", "measurement_ms_q20", "measurement_ms_q80", "share"):
+            assert math.isfinite(float(row[name])), name

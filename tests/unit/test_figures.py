@@ -269,6 +269,62 @@ def test_layers(tmp_path, drawn):
     check_look(drawn[0])
 
 
+def write_layers(run: Path, layers: list[int], **inputs) -> Path:
+    points = [{"layers": n, "bleu": 10.0, "tokens_per_second": 600.0} for n in layers]
+    facts = {"test": ["a" * 64, "b" * 64], "evaluation": {"beam": 5}, "device": "cpu", "OMP_NUM_THREADS": "1", **inputs}
+    write(run / "analysis" / "layers.json", {"format": 1, "points": points, "inputs": facts})
+    return run
+
+
+@pytest.mark.parametrize("layers", [[2], [3, 2], [6, 5, 4, 3, 2, 1]])
+def test_there_is_no_half_layer(tmp_path, drawn, layers):
+    figures.draw_layers([write_layers(tmp_path / "a", layers)], tmp_path / "out")
+    assert list(drawn[0].axes[0].get_xticks()) == sorted(layers)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "difference"),
+    [
+        (
+            {"test": ["a" * 64, "c" * 64]},
+            f"the sha256 of the test set ({'a' * 12} {'b' * 12} and {'a' * 12} {'c' * 12})",
+        ),
+        ({"evaluation": {"beam": 4}}, "--beam (5 and 4)"),
+        ({"device": "NVIDIA H200"}, "device (cpu and NVIDIA H200)"),
+        ({"processor": "x86"}, "processor (None and x86)"),
+        ({"OMP_NUM_THREADS": None}, "OMP_NUM_THREADS (1 and None)"),
+    ],
+)
+def test_layers_of_runs_measured_differently(tmp_path, inputs, difference):
+    runs = [write_layers(tmp_path / "a", [2]), write_layers(tmp_path / "b", [2], **inputs)]
+    with pytest.raises(UserError) as error:
+        figures.draw_layers(runs, tmp_path / "out")
+    assert str(error.value) == (
+        f"'{runs[0]}' and '{runs[1]}' cannot be compared, they differ in {difference}: measure them in the same way, or "
+        "draw them one by one"
+    )
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_pruning_of_runs_measured_differently(tmp_path):
+    def run(name: str, **facts) -> Path:
+        points = [{"order": "sensitivity", "ratio": 0.1, "bleu": 9.0}]
+        record = {"format": 1, "points": points, "data_digest": "d" * 64, "evaluation": {"beam": 5}, **facts}
+        write(tmp_path / name / "analysis" / "pruning.json", record)
+        return tmp_path / name
+
+    first, same = run("a"), run("same")
+    for other, difference in (
+        (run("b", data_digest="e" * 64), f"the sha256 of the data's manifest ({'d' * 12} and {'e' * 12})"),
+        (run("c", evaluation={"beam": 4, "lenpen": 1}), "--beam (5 and 4), --lenpen (None and 1)"),
+    ):
+        with pytest.raises(UserError) as error:
+            figures.draw_pruning([first, same, other], tmp_path / "out")
+        start = f"'{first}' and '{other}' cannot be compared, they differ in {difference}: "
+        assert str(error.value).startswith(start) and "\n" not in str(error.value)
+    figures.draw_pruning([first, same], tmp_path / "out")
+
+
 def test_validation(tmp_path, drawn):
     runs = [write_log(tmp_path / "a" / "seed1", {10: 5.0, 20: 4.5}), write_log(tmp_path / "b" / "seed1", {10: 6.0})]
     check_files(figures.draw_validation(runs, tmp_path / "out" / "v"), tmp_path / "out" / "v")
@@ -404,7 +460,35 @@ def test_damaged_files(tmp_path):
         file.write('{"update": 20, "summ')
     with pytest.raises(UserError, match="sensitivity.jsonl' is damaged: remove the lines that are not whole"):
         figures.draw_importance([tmp_path / "c"], tmp_path / "out")
+    for text in (
+        '{"a": 1}',
+        "3",
+        '{"update": 2, "settings": {}, "summary": 3}',
+        '{"update": 2, "settings": {}}',
+        "\xff",
+    ):
+        (tmp_path / "c" / "sensitivity.jsonl").write_bytes(text.encode("latin-1"))
+        for draw in (figures.draw_sensitivity_curves, figures.draw_importance):
+            with pytest.raises(UserError, match="sensitivity.jsonl' is damaged.*: remove the lines that are not whole"):
+                draw([tmp_path / "c"], tmp_path / "out")
+    for name, draw in (("pruning", figures.draw_pruning), ("layers", figures.draw_layers)):
+        for content in ({"format": 1}, {"format": 1, "points": [{}]}, {"format": 1, "points": 3}, 3):
+            write(tmp_path / "d" / "analysis" / f"{name}.json", json.dumps(content))
+            with pytest.raises(
+                UserError, match=f"{name}.json' is damaged.*: move it away and make it again with  intra"
+            ):
+                draw([tmp_path / "d"], tmp_path / "out")
     run = write_sensitivity(tmp_path / "b", np.ones(1000, np.float32), 1.0, 1.0)
     write(run / "analysis" / "sensitivity_best.npz", "no archive")
     with pytest.raises(UserError, match="sensitivity_best.npz' cannot be read .*: measure it again"):
         figures.draw_violins([run], tmp_path / "out")
+    write(run / "analysis" / "sensitivity_best.json", {"format": 1, "settings": {}})
+    np.savez(run / "analysis" / "sensitivity_best.npz", a=np.ones(1000, np.float32))
+    with pytest.raises(UserError, match="sensitivity_best.json' is damaged, it has no 'summary': move it away"):
+        figures.draw_violins([run], tmp_path / "out")
+    (run / "analysis" / "sensitivity_best.json").unlink()
+    with pytest.raises(UserError) as error:
+        figures.draw_violins([run], tmp_path / "out")
+    assert str(error.value) == (
+        f"'{run}/analysis/sensitivity_best.json' is missing: make it with  intra-distillation sensitivity RUN_DIR"
+    )

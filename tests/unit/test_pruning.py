@@ -185,6 +185,10 @@ def sensitivities(model: PrunableModel) -> dict[str, np.ndarray]:
     return {name: rng.random(value.shape, np.float32) for name, value in model.parameters.items()}
 
 
+def write_measured(path, sha256, checkpoint="checkpoint_best.pt") -> None:
+    path.write_text(json.dumps({"format": 1, "checkpoint": checkpoint, "checkpoint_sha256": sha256}))
+
+
 def refused(path, model) -> str:
     with pytest.raises(UserError) as error:
         read_sensitivity(path, model)
@@ -196,7 +200,7 @@ def test_sensitivities_of_the_model(saved, tmp_path):
     model = PrunableModel(*saved)
     arrays = sensitivities(model)
     np.savez(tmp_path / "s.npz", **arrays, **{"encoder.layers.0.final_layer_norm.weight": np.ones(8)})
-    (tmp_path / "s.json").write_text(json.dumps({"checkpoint_sha256": model.sha256}))
+    write_measured(tmp_path / "s.json", model.sha256)
     found = read_sensitivity(tmp_path / "s.npz", model)
     assert found.keys() == model.parameters.keys()
     masks = model.ranking("sensitivity", found, 1).masks(0.25)
@@ -210,6 +214,7 @@ def test_sensitivities_of_something_else(saved, tmp_path):
     how = "make one with  intra-distillation sensitivity RUN_DIR"
     assert refused(path, model) == f"sensitivity file '{path}' does not exist: {how}, or name one with --sensitivity"
     arrays = sensitivities(model)
+    write_measured(tmp_path / "s.json", model.sha256)
 
     name = "encoder.layers.0.fc1.weight"
     np.savez(path, **{key: value for key, value in arrays.items() if key != name})
@@ -224,11 +229,32 @@ def test_sensitivities_of_something_else(saved, tmp_path):
     assert refused(path, model) == f"'{path}' has values in '{name}' that are not numbers: measure again"
 
     np.savez(path, **arrays)
-    (tmp_path / "s.json").write_text(json.dumps({"checkpoint": "checkpoint_last.pt", "checkpoint_sha256": "e" * 64}))
+    write_measured(tmp_path / "s.json", "e" * 64, "checkpoint_last.pt")
     assert refused(path, model) == (
         f"'{path}' was measured on another checkpoint (checkpoint_last.pt, sha256 {'e' * 12}) than '{saved[0]}' "
         f"(sha256 {model.sha256[:12]}): measure this one first"
     )
+
+
+def test_sensitivities_without_their_record(saved, tmp_path):
+    """That of another epoch's checkpoint has the same names and shapes."""
+    model, path = PrunableModel(*saved), tmp_path / "s.npz"
+    np.savez(path, **sensitivities(model))
+    assert refused(path, model) == (
+        f"'{tmp_path}/s.json' is missing beside '{path}' and tells which checkpoint was measured: measure again, or copy "
+        "both files"
+    )
+    (tmp_path / "s.json").write_text('{"format": 1}')
+    assert refused(path, model).startswith(f"'{tmp_path}/s.json' is damaged, it has no 'checkpoint_sha256': move it ")
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("checkpoint_last.pt", " --checkpoint last"), ("checkpoint3.pt", " --checkpoint checkpoint3.pt")]
+)
+def test_how_to_measure_another_checkpoint(saved, tmp_path, name, flag):
+    model = PrunableModel(saved[0].rename(tmp_path / name), saved[1])
+    said = refused(tmp_path / "s.npz", model)
+    assert f": make one with  intra-distillation sensitivity RUN_DIR{flag}, or name one" in said
 
 
 @pytest.mark.parametrize("content", ["text", "array", "objects", "cut", "empty"])
@@ -327,8 +353,10 @@ def test_without_a_score_of_the_whole_model_there_is_no_change(tmp_path):
 )
 def test_other_settings_are_refused(tmp_path, change, said):
     path = tmp_path / "pruning.json"
-    PruningRecord(path, SETTINGS, force=False).add(point("sensitivity", 0.3, 29.5))
-    assert len(PruningRecord(path, SETTINGS, force=False).points) == 1
+    record = PruningRecord(path, SETTINGS, force=False)
+    record.add(point("sensitivity", 0.3, 29.5))
+    record.add(point("random", 0.3, 2.0))
+    assert len(PruningRecord(path, SETTINGS, force=False).points) == 2
     with pytest.raises(UserError) as error:
         PruningRecord(path, {**SETTINGS, **change}, force=False)
     assert str(error.value).startswith(f"'{path}' was made with other settings: {said}")
@@ -337,22 +365,101 @@ def test_other_settings_are_refused(tmp_path, change, said):
     ) and "\n" not in str(error.value)
 
 
-def test_force_begins_again(tmp_path):
+ALL = [point(order, ratio, 9) for order, ratio in (("sensitivity", 0), *((o, 0.3) for o in pruning_curve.ORDERS))]
+
+
+def recorded(path) -> PruningRecord:
+    """With all of ALL, and their translations."""
+    record = PruningRecord(path, SETTINGS, force=False)
+    for one in ALL:
+        record.add(one)
+        record.folder(one["order"], one["ratio"]).mkdir(parents=True)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("key", "kept"),
+    [
+        *((key, []) for key in ("checkpoint_sha256", "data_digest", "evaluation")),
+        ("sensitivity_sha256", [0, 2, 3]),  # those of no pruning, and of other orders
+        ("seed", [0, 1, 2]),
+    ],
+)
+def test_force_drops_what_other_settings_decide(tmp_path, key, kept):
+    path = tmp_path / "pruning.json"
+    recorded(path)
+    other = {**SETTINGS, key: {"beam": 1} if key == "evaluation" else 7}
+    record = PruningRecord(path, other, force=True)
+    assert record.points == [ALL[number] for number in kept]
+    # In the file too: who is stopped now does not find the others again.
+    assert json.loads(path.read_text()) == {"format": 1, **other, "points": record.points}
+    names = {("sensitivity_0.3", "magnitude_0.3", "random_0.3")[n - 1] if n else "unpruned" for n in kept}
+    assert {folder.name for folder in (tmp_path / "pruning").iterdir()} == names
+
+
+def test_settings_that_decide_no_point_may_change(tmp_path):
     path = tmp_path / "pruning.json"
     record = PruningRecord(path, SETTINGS, force=False)
-    record.add(point("random", 0.3, 29.5))
-    record.folder("random", 0.3).mkdir(parents=True)
-    again = PruningRecord(path, {**SETTINGS, "seed": 2}, force=True)
-    assert again.points == [] and again.content["seed"] == 2
-    assert not record.folder("random", 0.3).exists()
+    record.add(ALL[0])
+    record.add(ALL[2])
+    new = {**SETTINGS, "seed": 2, "sensitivity_sha256": "d" * 64}
+    again = PruningRecord(path, new, force=False)
+    assert again.points == [ALL[0], ALL[2]]
+    again.add(ALL[3])
+    assert json.loads(path.read_text())["seed"] == 2
 
 
-def test_another_version_is_refused(tmp_path):
+class Fake:
+    """In place of a model: it writes nothing, and has an order of ten entries."""
+
+    def __len__(self):
+        return 10
+
+    def ranking(self, order, sensitivity, seed):
+        return Ranking.at_random({"a": torch.Size([10])}, seed)
+
+    def write(self, masks, output):
+        output.touch()
+
+
+def test_force_measures_anew_what_is_asked_for_and_nothing_else(tmp_path):
     path = tmp_path / "pruning.json"
-    path.write_text('{"format": 2}')
+    record, scored = recorded(path), []
+
+    def score(checkpoint, folder, label):
+        order, ratio = label.split()
+        there = [(one["order"], one["ratio"]) for one in json.loads(path.read_text())["points"]]
+        assert (order, float(ratio)) not in there and len(there) == 3  # dropped just before, the others are there
+        scored.append(label)
+        return {"bleu": 5, "bleu_signature": "sig", "chrf": 1, "seconds": 1}
+
+    def measure(force):
+        options = {"seed": 1, "force": force, "score": score, "save": None, "say": print}
+        return pruning_curve.measure(record, Fake(), {}, ["sensitivity", "random"], [0, 0.3], **options)
+
+    assert (measure(False), scored) == (0, [])
+    assert (measure(True), scored) == (3, ["sensitivity 0", "sensitivity 0.3", "random 0.3"])
+    assert {(one["order"], one["ratio"]): one["bleu"] for one in json.loads(path.read_text())["points"]} == {
+        ("sensitivity", 0): 5, ("sensitivity", 0.3): 5, ("magnitude", 0.3): 9, ("random", 0.3): 5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"format": 2}', "' is damaged or of another version (this one reads format 1): "),
+        ('{"format": 1}', "' is damaged, it has no 'points': "),
+        ('{"format": 1, "points": [{}]}', "' is damaged, it has no 'order': "),
+        ('{"format": 1, "points": [3]}', "' is damaged or of another version (this one reads format 1): "),
+        ("3", "' is damaged or of another version (this one reads format 1): "),
+    ],
+)
+def test_damaged_records_are_refused(tmp_path, content, said):
+    path = tmp_path / "pruning.json"
+    path.write_text(content)
     with pytest.raises(UserError) as error:
         PruningRecord(path, SETTINGS, force=True)
-    assert str(error.value) == f"'{path}' is of another version (this one reads format 1): move it away"
+    assert str(error.value) == f"'{path}{said}move it away and make it again with  intra-distillation prune RUN_DIR"
 
 
 @pytest.mark.parametrize(("ratio", "name"), [(0.3, "0.3"), (1.0, "1"), (0.25, "0.25"), (1e-05, "1e-05")])

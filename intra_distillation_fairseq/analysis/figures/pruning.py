@@ -8,7 +8,7 @@ from typing import Any
 
 from intra_distillation_fairseq.analysis import drawing
 from intra_distillation_fairseq.analysis.labels import run_labels
-from intra_distillation_fairseq.analysis.run_files import analysis_file, read_record
+from intra_distillation_fairseq.analysis.run_files import analysis_file, check_alike, read_record
 
 # The order that the figure is about, and the controls beside it.
 _ORDERS = {"sensitivity": "least sensitive first", "magnitude": "smallest first", "random": "at random"}
@@ -28,11 +28,12 @@ def draw_pruning(runs: Sequence[Path], out: Path, labels: Sequence[str] | None =
     Returns:
         The files.
     Raises:
-        UserError: a file is missing; names it and the command that makes it.
+        UserError: a file is missing (names it and the command that makes it), or runs are not comparable.
         ImportError: matplotlib is not installed.
     """
     names = run_labels(runs, labels)
     records = [read_record(analysis_file(run, "pruning.json", "prune")) for run in runs]
+    check_alike(runs, [_facts(record) for record in records])
     figure = drawing.new_figure(9.5, 4.2)
     scores, changes = figure.subplots(1, 2)
     for number, (name, record) in enumerate(zip(names, records)):
@@ -50,6 +51,12 @@ def draw_pruning(runs: Sequence[Path], out: Path, labels: Sequence[str] | None =
         changes.text(0.5, 0.5, "no score of an unpruned model", ha="center", transform=changes.transAxes)
     drawing.legend_below(figure, scores, entry_inches=3.0)
     return drawing.save(figure, out)
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    """What scores of two models must have in common."""
+    evaluation = {f"--{name}": value for name, value in (record.get("evaluation") or {}).items()}
+    return {"the sha256 of the data's manifest": str(record.get("data_digest"))[:12], **evaluation}
 
 
 def curves(points: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
