@@ -67,7 +67,7 @@ class Loaded:
         Returns:
             A translation for a sentence, a list for several, in their order.
         Raises:
-            UserError: the data folder with the sentencepiece model is not known.
+            UserError: the data folder is not known, or has no sentencepiece model.
         """
         if isinstance(sentences, str):
             return self.translate([sentences], beam)[0]
@@ -75,9 +75,15 @@ class Loaded:
             raise UserError(
                 "no sentencepiece model: give load(..., data=FOLDER) a folder made by one of the prepare scripts"
             )
+        spm = self.data.folder / "spm" / "spm.model"
+        if not spm.is_file():
+            raise UserError(
+                f"no sentencepiece model: '{spm}' does not exist, so give load(..., data=FOLDER) a folder made by one "
+                "of the prepare scripts"
+            )
         import sentencepiece
 
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(self.data.folder / "spm" / "spm.model"))
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(spm))
         dictionary = self.task.source_dictionary
         tokens = [
             dictionary.encode_line(" ".join(pieces.encode(line, out_type=str)), add_if_not_exist=False).long()
@@ -127,7 +133,7 @@ def load(
         UserError: no such folder or file, not a checkpoint of fairseq, or data with other dictionaries.
     """
     path = find_checkpoint(Path(run_dir), checkpoint)
-    record = RunFolder(path.parent).read()
+    record = RunFolder(path.parent).read() or RunFolder(path.resolve().parent).read()  # a link into a run folder
     prepared, binarised = _find_data(data, record)
     overrides = {"data": str(binarised)} if binarised else {}
     whole = checkpoints.load(path)
@@ -157,18 +163,20 @@ def find_checkpoint(place: Path, name: str = "best") -> Path:
     Args:
         place: a checkpoint file, or a folder of them.
         name: in a folder: best, last, or a file's name.
+    Returns:
+        Its absolute path. A link to a file stays one: what is made of it belongs beside it.
     Raises:
         UserError: there is none; lists those there are.
     """
     if place.is_file():
-        return place.resolve()
+        return place.parent.resolve() / place.name
     if not place.is_dir():
         raise UserError(f"'{place}' does not exist: give a run folder of train.sh or a checkpoint file")
     path = place / (f"checkpoint_{name}.pt" if name in ("best", "last") else name)
     if not path.is_file():
         there = ", ".join(sorted(file.name for file in place.glob("*.pt"))) or "no checkpoint"
         raise UserError(f"checkpoint '{name}': '{path}' does not exist (the folder has {there}): train first")
-    return path.resolve()
+    return path.parent.resolve() / path.name
 
 
 def _find_data(given: str | Path | None, record: dict[str, Any] | None) -> tuple[PreparedData | None, Path | None]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from intra_distillation_fairseq.analysis import figures
 from intra_distillation_fairseq.analysis.labels import run_labels
 from intra_distillation_fairseq.analysis.run_files import check_folder
+from intra_distillation_fairseq.cli.quiet import quiet
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import devices
 from intra_distillation_fairseq.experiments.comparison import relative
-from intra_distillation_fairseq.experiments.depth_curve import DepthCurve, markdown, tsv
-from intra_distillation_fairseq.files import lock, write_text
+from intra_distillation_fairseq.experiments.depth_curve import markdown, opened, tsv
+from intra_distillation_fairseq.files import write_text
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--repeats", type=int, default=3, metavar="R", help="translations for the median speed (default: %(default)s)"
     )
     parser.add_argument("--cpu", action="store_true", help="keep off the GPU")
-    parser.add_argument("--force", action="store_true", help="measure again even if that is done")
+    parser.add_argument(
+        "--force", action="store_true", help="measure again even if that is done, or was with other inputs"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="gets layers.tsv, .png and .pdf (default: analysis/ of the first run)"
     )
@@ -50,30 +53,40 @@ def run(args: argparse.Namespace) -> int:
     for folder in args.runs:
         check_folder(folder)
     labels = run_labels(args.runs)
-    out = args.out or args.runs[0] / "analysis"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out '{out}' cannot be made ({error.strerror}): give another folder") from None
+    if args.out:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out '{args.out}' cannot be made ({error.strerror}): give another folder") from None
+    quiet()
     device = None if args.cpu else next(iter(devices.probe()["devices"]), None)
     records = {}
-    with contextlib.ExitStack() as locks:
-        curves = {}
-        for label, folder in zip(labels, args.runs):  # every mistake is found before the first translation
-            locks.enter_context(lock(folder / "analysis" / ".layers.lock", "the analysis folder"))
-            curves[label] = DepthCurve(folder, args.checkpoint, args.layers, args.data, device, args.force)
+    options = {"layers": args.layers, "data": args.data, "device": device, "force": args.force}
+    with contextlib.ExitStack() as stack:  # every mistake is found before the first translation
+        curves = {
+            label: stack.enter_context(opened(folder, args.checkpoint, **options))
+            for label, folder in zip(labels, args.runs)
+        }
         for label, curve in curves.items():
             curve.measure(args.repeats, lambda line, label=label: _say(f"{label}: {line}"))
             records[label] = curve.record
-    write_text(out / "layers.tsv", tsv(records))
+    name = curves[labels[0]].path.stem
+    table = (args.out or args.runs[0] / "analysis") / f"{name}.tsv"
+    write_text(table, tsv(records))
     print(markdown(records), end="", flush=True)
-    try:
-        figures.draw_layers(args.runs, out / "layers", labels)
-        drawn = ", with the figure beside it"
-    except ImportError:
-        drawn = "; no figure: matplotlib is not installed"
-    _say(f"table: {relative((out / 'layers.tsv').absolute())}{drawn}")
+    _say(f"table: {relative(table.absolute())}{_draw(args.runs, table.with_suffix(''), labels)}")
     return 0
+
+
+def _draw(runs: list[Path], path: Path, labels: list[str]) -> str:
+    """Draws the figure; says what came of it."""
+    if path.name != "layers":
+        return "; no figure: it is one of the best checkpoints"
+    try:
+        figures.draw_layers(runs, path, labels)
+    except ImportError:
+        return "; no figure: matplotlib is not installed"
+    return ", with the figure beside it"
 
 
 def _say(line: str) -> None:

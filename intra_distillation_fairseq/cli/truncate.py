@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from intra_distillation_fairseq.errors import UserError
@@ -19,6 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Cut; prints the new file."""
+    if args.checkpoint.is_dir():
+        raise UserError(f"'{args.checkpoint}' is a folder: {_example(args.checkpoint)}")
     out = args.out or args.checkpoint.with_name(f"{args.checkpoint.stem}.{args.layers}layers.pt")
     if out.exists() and args.checkpoint.exists() and out.samefile(args.checkpoint):
         raise UserError(f"--out '{out}' is the checkpoint itself: give another file")
@@ -30,11 +33,30 @@ def run(args: argparse.Namespace) -> int:
     from intra_distillation_fairseq.export import for_plain_fairseq
     from intra_distillation_fairseq.models.depth import truncate_state
 
-    state = for_plain_fairseq(truncate_state(checkpoints.load(args.checkpoint), args.layers))
+    whole = checkpoints.load(args.checkpoint)
+    _check_writable(out)
+    state = for_plain_fairseq(truncate_state(whole, args.layers))
     try:
         checkpoints.write(state, out)
-    except (OSError, RuntimeError) as error:  # of torch's writer where the folder is missing
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "not all of it: is the disk full?"
         raise UserError(f"--out '{out}' cannot be written ({reason}): give another file") from None
     print(f"the first {args.layers} encoder and decoder layers, {out.stat().st_size / 2**20:.1f} MiB: {relative(out)}")
     return 0
+
+
+def _example(folder: Path) -> str:
+    """Which file of a folder to give instead."""
+    files = sorted(folder.glob("*.pt"))
+    best = [path for path in files if path.name == "checkpoint_best.pt"]
+    return f"give a file in it, as in '{(best or files)[0]}'" if files else "give a checkpoint file (it has none)"
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse with the system's own reason, which torch does not pass on."""
+    probe = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out '{out}' cannot be written ({error.strerror}): give another file") from None

@@ -15,6 +15,7 @@ import intra_distillation_fairseq
 from intra_distillation_fairseq import checkpoints
 from intra_distillation_fairseq.cli import main
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.loading import find_checkpoint
 
 CONFIG = """
 train:
@@ -80,6 +81,25 @@ def test_translations_are_those_of_evaluate(run):
     assert loaded.translate(source) == hypotheses
     assert loaded.translate(source[3]) == hypotheses[3]
     assert len(set(hypotheses)) > 1  # else any order would do
+
+
+def test_without_the_sentencepiece_model(run, tmp_path):
+    data = shutil.copytree(run.parent / "data", tmp_path / "data")
+    (data / "spm" / "spm.model").unlink()
+    loaded = intra_distillation_fairseq.load(run, data=data)
+    with pytest.raises(UserError, match="no sentencepiece model: '.*spm.model' does not exist, so give load") as error:
+        loaded.translate("ba")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_made_of_a_linked_checkpoint_belongs_beside_the_link(run, tmp_path, monkeypatch):
+    link = tmp_path / "checkpoint_best.pt"
+    link.symlink_to(run / "checkpoint_best.pt")
+    monkeypatch.chdir(tmp_path)
+    for path in (find_checkpoint(Path(".")), find_checkpoint(Path("checkpoint_best.pt"))):
+        assert path == link.parent.resolve() / link.name
+    loaded = intra_distillation_fairseq.load(link)
+    assert loaded.record["settings"]["method"] == "transformer"  # run.json of the run that the link leads to
 
 
 def test_translating_leaves_the_mode_of_the_model(run):

@@ -164,13 +164,28 @@ def test_the_default_name_and_what_is_not_replaced(run_copy, capsys):
         (["--layers", "4"], "4 layers were asked for: the model has 3 encoder and 3 decoder layers, allowed is 1 to 3"),
         (["--layers", "0"], "0 layers were asked for"),
         (["--layers", "1", "--out", "."], "--out '.' is a folder: give a file, as in 'checkpoint.pt'"),
-        (["--layers", "1", "--out", "/nowhere/x.pt"], "--out '/nowhere/x.pt' cannot be written ("),
+        *(
+            (["--layers", "1", "--out", f"{folder}/x.pt"], f"--out '{folder}/x.pt' cannot be written (No such file")
+            for folder in ("/nowhere", "/proc")
+        ),
     ],
 )
 def test_mistakes_of_truncate(trained, capsys, words, message):
     status, said = here(capsys, "truncate", trained / "checkpoint_best.pt", *words)
     assert (status, said.count("\n")) == (2, 1)
     assert message in said
+
+
+def test_a_folder_is_no_checkpoint(trained, tmp_path, capsys):
+    (tmp_path / "checkpoint3.pt").touch()
+    for folder, advice in (
+        (trained, f"give a file in it, as in '{trained / 'checkpoint_best.pt'}'"),
+        (tmp_path, f"give a file in it, as in '{tmp_path / 'checkpoint3.pt'}'"),
+        (tmp_path.parent / ".", "give a checkpoint file (it has none)"),
+    ):
+        status, said = here(capsys, "truncate", folder, "--layers", 1)
+        assert (status, said.count("\n")) == (2, 1)
+        assert f"'{folder}' is a folder: {advice}" in said
 
 
 def test_what_is_no_transformer_cannot_be_cut(tmp_path, capsys):
@@ -223,6 +238,15 @@ def test_every_depth_is_scored_sized_and_timed(measured, trained):
     assert not list(run.rglob(".checkpoint.pt"))
 
 
+def test_libraries_do_not_talk_over_the_command(measured, tmp_path):
+    """A process of its own: here pytest has set up the log before fairseq could."""
+    run = shutil.copytree(measured[0], tmp_path / "run")
+    command_line = Path(sys.executable).with_name("intra-distillation")
+    done = subprocess.run([command_line, "layers", run, "--repeats", "1", "--cpu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "table: " in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_the_uncut_depth_scores_as_evaluate_does(measured):
     run = measured[0]
     assert main.main(["evaluate", str(run), "--cpu"]) == 0
@@ -267,22 +291,45 @@ def test_repeats_are_interleaved_and_what_is_done_is_kept(run_copy, translations
     kept = json.loads((run_copy / "analysis" / "layers.json").read_text())["points"]
     assert [point["repeats"] for point in kept] == [3, 1, 3]
     assert here(capsys, *words, 1, "--force")[0] == 0
-    assert [
-        point["repeats"] for point in json.loads((run_copy / "analysis" / "layers.json").read_text())["points"]
-    ] == [
-        1,
-        1,
-    ]
+    forced = json.loads((run_copy / "analysis" / "layers.json").read_text())["points"]
+    assert [point["repeats"] for point in forced] == [1, 1, 1]
+    assert forced[1] == kept[1]  # that n was not asked for
 
 
-def test_another_checkpoint_is_measured_anew(run_copy, translations, capsys):
+def test_another_checkpoint_of_the_name_is_measured_only_by_force(run_copy, translations, capsys):
     words = ["layers", run_copy, "--cpu", "--layers", 1, "--repeats", 1]
     assert here(capsys, *words)[0] == 0
     state = checkpoints.load(run_copy / "checkpoint_best.pt")
     state["model"]["decoder.layer_norm.bias"] = state["model"]["decoder.layer_norm.bias"] + 1
     checkpoints.write(state, run_copy / "checkpoint_best.pt")
-    assert here(capsys, *words)[0] == 0
+    path = run_copy / "analysis" / "layers.json"
+    before = path.read_bytes()
+    status, said = here(capsys, *words)
+    assert (status, said.count("\n"), len(translations)) == (2, 1, 1)
+    assert f"'{path}' was measured with other inputs (another checkpoint of this name): measure as it was, or" in said
+    assert path.read_bytes() == before
+    assert here(capsys, *words, "--force")[0] == 0
     assert len(translations) == 2
+
+
+def test_other_checkpoints_have_files_of_their_own(run_copy, translations, capsys):
+    words = ["layers", run_copy, "--cpu", "--layers", 1, "--repeats", 1]
+    assert here(capsys, *words, "--checkpoint", "last")[0] == 0
+    folder = run_copy / "analysis"
+    last = (folder / "layers_last.json").read_bytes()
+    assert not (folder / "layers.json").exists() and not (folder / "layers.png").exists()
+    assert here(capsys, *words, "--checkpoint", "checkpoint_best.pt")[0] == 0
+    assert (folder / "layers_last.json").read_bytes() == last
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    tables = {"layers.tsv", "layers_last.tsv", "layers.json", "layers_last.json", "layers.png", "layers.pdf"}
+    assert names == tables | {"1layers", "1layers_last"}
+
+
+def test_a_run_that_cannot_be_written(run_copy, translations, tmp_path, capsys):
+    (run_copy / "analysis").write_text("in the way")
+    status, said = here(capsys, "layers", run_copy, "--cpu", "--out", tmp_path / "out")
+    assert (status, said.count("\n")) == (2, 1)
+    assert f"'{run_copy / 'analysis'}', where the measurements are kept, cannot be written (File exists): copy" in said
 
 
 def test_a_failure_leaves_what_was_measured(run_copy, translations, capsys):

@@ -12,8 +12,10 @@ from fairseq.modules import LayerDropModuleList
 from omegaconf import OmegaConf
 from torch import nn
 
-import intra_distillation_fairseq  # noqa: F401  registers the architectures
+from intra_distillation_fairseq import checkpoints, loading
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.experiments import depth_curve
+from intra_distillation_fairseq.experiments.recipes import Evaluation
 from intra_distillation_fairseq.models.depth import cut_in_place, depth, first_layers, truncate_state
 
 KINDS = {
@@ -182,3 +184,99 @@ def test_settings_of_hydra_are_nested(as_config):
     cut = truncate_state(checkpoint(make(settings()), settings(), cfg=cfg), 3)["cfg"]["model"]
     assert cut["encoder"] == {"layers": 3, "layers_to_keep": None} == cut["decoder"]
     assert cfg["model"]["encoder"]["layers"] == 4
+
+
+# -- the curve
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run folder with two checkpoints, and no data behind it."""
+    args = settings()
+    model = make(args)
+    for name, update in (("checkpoint_best.pt", 7), ("checkpoint_last.pt", 8)):
+        checkpoints.write(checkpoint(model, args, optimizer_history=[{"num_updates": update}]), tmp_path / name)
+    (tmp_path / "test.de-en.de.bin").write_text("words")
+    (tmp_path / "test.en").write_text("words")
+    data = argparse.Namespace(
+        folder=tmp_path, bin=tmp_path, pair="de-en", source_lang="de", references=tmp_path / "test.en"
+    )
+    monkeypatch.setattr(
+        loading, "load", lambda place, **_: argparse.Namespace(model=model, data=data, evaluation=Evaluation())
+    )
+    monkeypatch.setattr(depth_curve, "open_prepared", lambda folder, splits: data)
+    monkeypatch.setattr(depth_curve, "_processor", lambda: "Z80")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+@pytest.fixture
+def translate(run, monkeypatch):
+    """Stands in for fairseq-generate, which gets a checkpoint file: the norm's first bias is the score."""
+
+    def translate_and_score(data, cut, evaluation, out, **_):
+        bias = checkpoints.load(cut)["model"]["decoder.layers.0.final_layer_norm.bias"][0].item()
+        return {"bleu": bias, "chrf": 1.0, **dict.fromkeys(depth_curve._SPEEDS, 1.0)}
+
+    monkeypatch.setattr(depth_curve, "translate_and_score", translate_and_score)
+
+
+def measure(run, name="best", **options):
+    with depth_curve.opened(run, name, **options) as curve:
+        curve.measure(1, lambda line: None)
+    return curve
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda patch, run: patch.setenv("OMP_NUM_THREADS", "2"), "OMP_NUM_THREADS is 2, there 1"),
+        (lambda patch, run: patch.delenv("OMP_NUM_THREADS"), "OMP_NUM_THREADS is not set, there 1"),
+        (lambda patch, run: patch.setattr(depth_curve, "_processor", lambda: "6502"), "processor is 6502, there Z80"),
+        (lambda patch, run: (run / "test.en").write_text("other words"), "another test set"),
+        (lambda patch, run: patch.setattr(depth_curve, "FORMAT", 2), "another version of the file"),
+        (
+            lambda patch, run: (run / "checkpoint_last.pt").replace(run / "checkpoint_best.pt"),
+            "another checkpoint of this name",
+        ),
+    ],
+)
+def test_points_of_other_inputs_are_replaced_only_by_force(run, translate, monkeypatch, change, difference):
+    path = measure(run, layers=[1, 2]).path
+    before = path.read_bytes()
+    change(monkeypatch, run)
+    with pytest.raises(UserError) as caught:
+        measure(run, layers=[3])
+    assert str(caught.value) == (
+        f"'{path}' was measured with other inputs ({difference}): measure as it was, or replace all of it with --force"
+    )
+    assert path.read_bytes() == before
+    assert [point["layers"] for point in measure(run, layers=[3], force=True).record["points"]] == [3]
+    assert not (run / "analysis" / ".source.pt").exists()
+
+
+def test_force_measures_again_what_was_asked_for(run, translate):
+    assert measure(run, layers=[1, 2, 4]).path == run / "analysis" / "layers.json"
+    with depth_curve.opened(run, "best", layers=[2], force=True) as curve:
+        assert [point["layers"] for point in curve.record["points"]] == [4, 1]
+
+
+def test_each_checkpoint_has_its_own_file(run, translate):
+    best, last = measure(run, layers=[1]), measure(run, "last", layers=[1])
+    assert (best.path.name, best.record["update"]) == ("layers.json", 7)
+    assert (last.path.name, last.record["update"]) == ("layers_last.json", 8)
+    assert measure(run, "checkpoint_best.pt", layers=[1]).path == best.path
+
+
+def test_a_training_that_goes_on_does_not_mix_checkpoints(run, translate):
+    with depth_curve.opened(run, "best", layers=[1, 2]) as curve:
+        curve.measure(1, lambda line: exchange(run / "checkpoint_best.pt"))
+        first, second = (point["bleu"] for point in curve.record["points"])
+    assert first == second
+    assert checkpoints.load(run / "checkpoint_best.pt")["model"]["decoder.layers.0.final_layer_norm.bias"][0] == 9
+
+
+def exchange(path):
+    state = checkpoints.load(path)
+    state["model"]["decoder.layers.0.final_layer_norm.bias"][0] = 9
+    checkpoints.write(state, path)

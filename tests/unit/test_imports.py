@@ -21,6 +21,10 @@ FORBIDDEN = {
     "corpus": {"torch", "fairseq", f"{NAME}.criterions", f"{NAME}.tasks", f"{NAME}.cli", f"{NAME}.plugin"},
     "criterions": {f"{NAME}.cli"},
     "tasks": {f"{NAME}.cli", f"{NAME}.criterions"},
+    "teacher.py": {f"{NAME}.cli", f"{NAME}.criterions"},
+    "loading.py": {f"{NAME}.cli", f"{NAME}.criterions"},
+    "analysis": {f"{NAME}.cli", f"{NAME}.criterions"},
+    "experiments": {f"{NAME}.cli", f"{NAME}.criterions", f"{NAME}.tasks"},
     "models": {f"{NAME}.cli", f"{NAME}.criterions"},
     "optim": {f"{NAME}.cli", f"{NAME}.criterions", f"{NAME}.tasks", f"{NAME}.models"},
 }
@@ -69,6 +73,34 @@ def test_commands_do_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(PACKAGE)
+
+
+@pytest.mark.parametrize("set_up", ["", "logging.basicConfig(level=logging.INFO, stream=sys.stdout)"])
+def test_importing_the_package_leaves_the_log_alone(set_up):
+    """One of fairseq's models sets it to DEBUG; what fairseq's commands set up before is to stay as well."""
+    code = (
+        f"import logging, sys\n{set_up}\nbefore = logging.root.level, logging.root.handlers[:]\n"
+        "import intra_distillation_fairseq\n"
+        "assert (logging.root.level, logging.root.handlers) == before, logging.root.handlers\n"
+        "assert 'fairseq.models.wav2vec.wav2vec2_classification' in sys.modules\n"
+        "logging.getLogger('x').info('written')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, "written" in done.stderr) == ("INFO:x:written\n" if set_up else "", False)
+
+
+def test_commands_that_use_fairseq_are_quiet():
+    code = (
+        "import sys; sys.argv = ['/x/bin/intra-distillation']\n"
+        "import logging\nfrom intra_distillation_fairseq.cli.quiet import quiet\nquiet()\n"
+        "from intra_distillation_fairseq import loading\n"
+        "logging.getLogger('matplotlib').debug('chatter'); logging.getLogger('fairseq.x').info('chatter')\n"
+        "logging.getLogger('fairseq.x').warning('wanted')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "chatter" not in done.stderr and "wanted" in done.stderr
 
 
 def test_importing_the_package_registers_the_plugin():
