@@ -9,7 +9,7 @@ from pathlib import Path
 
 from intra_distillation_fairseq.analysis import figures
 from intra_distillation_fairseq.cli.prepare_options import whole_number
-from intra_distillation_fairseq.cli.reproduce import say
+from intra_distillation_fairseq.cli.say import say_with_time
 from intra_distillation_fairseq.cli.train import ROOT
 from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.errors import UserError
@@ -77,15 +77,15 @@ def run(args: argparse.Namespace) -> int:
         RunFolder(one.folder).read()  # refuses what is not a run folder before anything is written
     with explain_full_disk(args.results, "--results"):
         with lock(args.results / ".ablation.lock", "the results folder") as held:
-            status, failures = run_series(runs, data.folder, recipe.path, held, say)
+            status, failures = run_series(runs, data.folder, recipe.path, held, say_with_time)
     if status:
-        say(f"stopped by {signal.Signals(status - 128).name}: the same command goes on")
+        say_with_time(f"stopped by {signal.Signals(status - 128).name}: the same command goes on")
         return status
     _write(ablation, args.results, seeds, runs)
     for name, reason in failures.items():
-        say(f"error: {name}: {reason}")
+        say_with_time(f"error: {name}: {reason}")
     if failures:
-        say(f"{len(failures)} of {len(runs)} runs failed: the same command tries them again")
+        say_with_time(f"{len(failures)} of {len(runs)} runs failed: the same command tries them again")
     return 1 if failures else 0
 
 
@@ -116,7 +116,7 @@ def _write(ablation: Ablation, results: Path, seeds: Sequence[int], runs: Sequen
         if drawn:
             draw(drawn, out)
     except ImportError:
-        say("no figure: matplotlib is not installed")
+        say_with_time("no figure: matplotlib is not installed")
     except UserError as error:
-        say(f"no figure: {error}")
-    say(f"table: {relative(out.with_suffix('.md'))}, with .tsv, .json and the figure beside it")
+        say_with_time(f"no figure: {error}")
+    say_with_time(f"table: {relative(out.with_suffix('.md'))}, with .tsv, .json and the figure beside it")

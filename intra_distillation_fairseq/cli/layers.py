@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
 
 from intra_distillation_fairseq.analysis import figures
 from intra_distillation_fairseq.analysis.labels import run_labels
 from intra_distillation_fairseq.analysis.run_files import check_folder
 from intra_distillation_fairseq.cli.quiet import quiet
+from intra_distillation_fairseq.cli.say import say
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import devices
 from intra_distillation_fairseq.experiments.comparison import relative
@@ -68,13 +68,13 @@ def run(args: argparse.Namespace) -> int:
             for label, folder in zip(labels, args.runs)
         }
         for label, curve in curves.items():
-            curve.measure(args.repeats, lambda line, label=label: _say(f"{label}: {line}"))
+            curve.measure(args.repeats, lambda line, label=label: say(f"{label}: {line}"))
             records[label] = curve.record
     name = curves[labels[0]].path.stem
     table = (args.out or args.runs[0] / "analysis") / f"{name}.tsv"
     write_text(table, tsv(records))
     print(markdown(records), end="", flush=True)
-    _say(f"table: {relative(table.absolute())}{_draw(args.runs, table.with_suffix(''), labels)}")
+    say(f"table: {relative(table.absolute())}{_draw(args.runs, table.with_suffix(''), labels)}")
     return 0
 
 
@@ -87,7 +87,3 @@ def _draw(runs: list[Path], path: Path, labels: list[str]) -> str:
     except ImportError:
         return "; no figure: matplotlib is not installed"
     return ", with the figure beside it"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

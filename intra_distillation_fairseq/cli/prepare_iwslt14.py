@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from intra_distillation_fairseq.cli.prepare_options import add_common, common_options, report, say
+from intra_distillation_fairseq.cli.prepare_options import add_common, common_options, report
+from intra_distillation_fairseq.cli.say import say
 from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.corpus.download import IWSLT14_URLS, fetch
 from intra_distillation_fairseq.corpus.iwslt14 import TARGET, Iwslt14, make_raw

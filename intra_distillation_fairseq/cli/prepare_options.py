@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +100,6 @@ def common_options(args: argparse.Namespace, corpus: str, languages: tuple[str, 
         jobs=whole_number("--jobs", args.jobs, 1),
         **further,
     )
-
-
-def say(line: str) -> None:
-    """Print a line of progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def report(path: Path, manifest: dict[str, Any], done: list[str]) -> None:

@@ -11,9 +11,9 @@ from intra_distillation_fairseq.cli.prepare_options import (
     common_options,
     ratio,
     report,
-    say,
     whole_number,
 )
+from intra_distillation_fairseq.cli.say import say
 from intra_distillation_fairseq.corpus import newstest2014
 from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.corpus.download import fetch_published

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from intra_distillation_fairseq.analysis.figures import draw_pruning
 from intra_distillation_fairseq.analysis.run_files import sensitivity_file
 from intra_distillation_fairseq.cli.quiet import quiet
+from intra_distillation_fairseq.cli.say import say
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import pruning_curve
 from intra_distillation_fairseq.experiments.prepared import open_prepared
@@ -123,14 +123,14 @@ def _prune(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
         force=args.force,
         score=score,
         save=args.save,
-        say=_say,
+        say=say,
     )
     if not measured:
-        _say("every score is known already (--force measures again)")
+        say("every score is known already (--force measures again)")
     write_text(out / "pruning.tsv", pruning_curve.tsv(record))
     print(pruning_curve.table(record), end="", flush=True)
     beside = ".tsv and the figure" if _draw(checkpoint.parent, out) else ".tsv"
-    _say(f"-> {out / 'pruning.json'}, with {beside} beside it")
+    say(f"-> {out / 'pruning.json'}, with {beside} beside it")
     return 0
 
 
@@ -141,7 +141,7 @@ def _draw(run: Path, out: Path) -> bool:
     try:
         draw_pruning([run], out / "pruning")
     except ImportError:
-        _say("no figure: matplotlib is not installed")
+        say("no figure: matplotlib is not installed")
         return False
     return True
 
@@ -151,7 +151,3 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--save '{path}' cannot be made ({error.strerror}): give another folder") from None
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

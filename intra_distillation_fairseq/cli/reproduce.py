@@ -6,11 +6,11 @@ import argparse
 import re
 import shlex
 import signal
-import sys
 from pathlib import Path
 
 from intra_distillation_fairseq.cli.evaluate import check_checkpoint_name
 from intra_distillation_fairseq.cli.prepare_options import whole_number
+from intra_distillation_fairseq.cli.say import say_with_time
 from intra_distillation_fairseq.cli.table import write_table
 from intra_distillation_fairseq.cli.train import ROOT
 from intra_distillation_fairseq.corpus.disk import explain_full_disk
@@ -21,7 +21,7 @@ from intra_distillation_fairseq.experiments.jobs import Place, cpu_places, gpu_p
 from intra_distillation_fairseq.experiments.prepared import open_prepared
 from intra_distillation_fairseq.experiments.published import TABLES
 from intra_distillation_fairseq.experiments.recipes import Recipe, find_recipe, read_recipe
-from intra_distillation_fairseq.experiments.reproduction import SPLITS, Reproduction, Task, clock
+from intra_distillation_fairseq.experiments.reproduction import SPLITS, Reproduction, Task
 from intra_distillation_fairseq.files import lock
 
 TAKES_FLAGS = True  # what follows -- goes to fairseq-train
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         for name, value in (("gpus", args.gpus), ("gpus-per-cell", args.gpus_per_cell), ("parallel", args.parallel))
     }
     task = _task(args)
-    work = Reproduction(task, say)
+    work = Reproduction(task, say_with_time)
     # Asked only where there is something to compute, and before anything is written: it can refuse.
     places = _places(task, args.table, counts) if work.left else []
     with explain_full_disk(task.results, "--results"):
@@ -85,29 +85,28 @@ def run(args: argparse.Namespace) -> int:
             status = 0
             if work.left:
                 where = ", ".join(dict.fromkeys(place.name for place in places))
-                say(f"{len(task.cells)} cells: {work.done} done, {work.left} to go, {len(places)} at a time on {where}")
+                say_with_time(
+                    f"{len(task.cells)} cells: {work.done} done, {work.left} to go, {len(places)} at a time on {where}"
+                )
                 status = work.run(places, held)
             else:
-                say(f"all {len(task.cells)} cells are done")
+                say_with_time(f"all {len(task.cells)} cells are done")
         if status:
-            say(f"stopped by {signal.Signals(status - 128).name}, {work.left} cells left: the same command goes on")
+            say_with_time(
+                f"stopped by {signal.Signals(status - 128).name}, {work.left} cells left: the same command goes on"
+            )
             return status
-        write_table(task.results, args.table, task.checkpoint, task.results, say)
+        write_table(task.results, args.table, task.checkpoint, task.results, say_with_time)
     if of_folder != task.checkpoint:
-        say(
+        say_with_time(
             f"note: this table is of --checkpoint {task.checkpoint}; `table` takes {of_folder}, as the first call "
             "in this folder did, unless it is given --checkpoint"
         )
     for failure in failure_lines(work.failures):
-        say(f"error: {failure}")
+        say_with_time(f"error: {failure}")
     if work.failures:
-        say(f"{len(work.failures)} of {len(task.cells)} cells failed: the same command tries them again")
+        say_with_time(f"{len(work.failures)} of {len(task.cells)} cells failed: the same command tries them again")
     return 1 if work.failures else 0
-
-
-def say(line: str) -> None:
-    """Print a line of progress with the time."""
-    print(clock(line), file=sys.stderr, flush=True)
 
 
 def _task(args: argparse.Namespace) -> Task:
@@ -168,7 +167,7 @@ def _methods(given: str | None, rows: tuple[str, ...], recipe: Recipe) -> list[s
         if not methods:
             raise UserError(f"{recipe.path} has none of the methods {', '.join(rows)}: give --methods")
         if absent := [method for method in rows if method not in methods]:
-            say(f"note: {recipe.path} has no {', '.join(absent)}")
+            say_with_time(f"note: {recipe.path} has no {', '.join(absent)}")
         return methods
     methods = _words("--methods", given)
     for method in methods:

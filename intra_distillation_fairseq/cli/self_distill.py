@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from pathlib import Path
 
 from intra_distillation_fairseq.cli.prepare_options import whole_number
+from intra_distillation_fairseq.cli.say import say_with_time
 from intra_distillation_fairseq.cli.train import ROOT
 from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.errors import UserError
@@ -16,7 +16,7 @@ from intra_distillation_fairseq.experiments.comparison import relative
 from intra_distillation_fairseq.experiments.prepared import open_prepared
 from intra_distillation_fairseq.experiments.published import TABLES
 from intra_distillation_fairseq.experiments.recipes import find_recipe, read_recipe
-from intra_distillation_fairseq.experiments.reproduction import SPLITS, clock
+from intra_distillation_fairseq.experiments.reproduction import SPLITS
 from intra_distillation_fairseq.experiments.self_distillation import BASELINE, Rounds, Task, check
 from intra_distillation_fairseq.experiments.self_distillation_table import build_table, markdown, tsv
 from intra_distillation_fairseq.experiments.significance import PairedBootstrap
@@ -73,14 +73,17 @@ def run(args: argparse.Namespace) -> int:
     if task.results.exists() and not task.results.is_dir():
         raise UserError(f"--results '{args.results}' is a file: give a folder")
     for note in check(task):
-        say(note)
+        say_with_time(note)
     with explain_full_disk(task.results, "--results"):
         with lock(task.results / ".self_distill.lock", "the results folder") as held:
             return _run_rounds(task, held)
 
 
 def _run_rounds(task: Task, held: Held) -> int:
-    rounds, bootstrap = Rounds(task, held, say), PairedBootstrap(task.results / "p_values.json", say)
+    rounds, bootstrap = (
+        Rounds(task, held, say_with_time),
+        PairedBootstrap(task.results / "p_values.json", say_with_time),
+    )
     text = ""
     for number in range(task.rounds + 1):
         if status := rounds.run(number):
@@ -89,7 +92,7 @@ def _run_rounds(task: Task, held: Held) -> int:
                 how = f"stopped by {signal.Signals(status - 128).name} in round {number}: the same command goes on"
             else:
                 how = f"error: failed in round {number}, see above: with that mended, the same command goes on"
-            say(f"{how}; logs: {logs}")
+            say_with_time(f"{how}; logs: {logs}")
             return status
         # After each round: the later ones can take days.
         table = build_table(task, number, bootstrap)
@@ -97,12 +100,7 @@ def _run_rounds(task: Task, held: Held) -> int:
         write_text(task.results / "table1.md", text)
         write_text(task.results / "table1.tsv", tsv(table))
         write_json(task.results / "table1.json", table)
-        say(f"round {number}: BLEU {table['rows'][-1]['bleu']:.2f}")
+        say_with_time(f"round {number}: BLEU {table['rows'][-1]['bleu']:.2f}")
     print(text, end="", flush=True)
-    say(f"table: {relative(task.results / 'table1.md')}, with .tsv and .json beside it")
+    say_with_time(f"table: {relative(task.results / 'table1.md')}, with .tsv and .json beside it")
     return 0
-
-
-def say(line: str) -> None:
-    """Print a line of progress with the time."""
-    print(clock(line), file=sys.stderr, flush=True)

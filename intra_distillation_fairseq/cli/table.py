@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from intra_distillation_fairseq.analysis.table_figure import draw_table
 from intra_distillation_fairseq.cli.evaluate import check_checkpoint_name
+from intra_distillation_fairseq.cli.say import say
 from intra_distillation_fairseq.cli.train import ROOT
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.cells import read_plan
@@ -43,11 +43,6 @@ def run(args: argparse.Namespace) -> int:
         check_checkpoint_name(args.checkpoint)
     write_table(args.results, args.table, args.checkpoint, args.out or args.results, say)
     return 0
-
-
-def say(line: str) -> None:
-    """Print a line of progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def write_table(

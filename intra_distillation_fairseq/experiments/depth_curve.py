@@ -17,6 +17,7 @@ from typing import Any
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.prepared import PreparedData, open_prepared
 from intra_distillation_fairseq.experiments.recipes import Evaluation, evaluation_as_dict
+from intra_distillation_fairseq.experiments.table_text import DASH, grid
 from intra_distillation_fairseq.experiments.translation import translate_and_score
 from intra_distillation_fairseq.files import file_sha256, lock, read_json, write_json
 
@@ -240,15 +241,12 @@ def markdown(records: dict[str, dict[str, Any]]) -> str:
     Args:
         records: label -> content of layers.json.
     """
-    head = (
-        *("run", "layers", "parameters", "% of full", "without embeddings", "BLEU", "% of full", "chrF"),
-        *("sentences/s", "speed-up"),
-    )
-    lines = [list(head)]
+    head = ["run", "layers", "parameters", "% of full", "without embeddings", "BLEU", "% of full", "chrF"]
+    lines = []
     for label, record in records.items():
         full = _full(record)
         for point in record["points"]:
-            bleu = f"{100 * point['bleu'] / full['bleu']:.1f}" if full and full["bleu"] else "-"
+            bleu = f"{100 * point['bleu'] / full['bleu']:.1f}" if full and full["bleu"] else DASH
             faster = point["sentences_per_second"] / full["sentences_per_second"] if full else None
             lines.append(
                 [
@@ -261,13 +259,10 @@ def markdown(records: dict[str, dict[str, Any]]) -> str:
                     bleu,
                     f"{point['chrf']:.2f}",
                     f"{point['sentences_per_second']:.1f}",
-                    f"{faster:.2f}" if faster else "-",
+                    f"{faster:.2f}" if faster else DASH,
                 ]
             )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    rows = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
-    rows.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
-    return "\n".join(rows) + "\n"
+    return grid([*head, "sentences/s", "speed-up"], lines) + "\n"
 
 
 def tsv(records: dict[str, dict[str, Any]]) -> str:
