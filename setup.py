@@ -38,7 +38,7 @@ setup(
         "figures": ["matplotlib"],
         # The loss in one kernel on a GPU. torch for CUDA brings the version it was built with.
         "triton": ["triton>=3.2; sys_platform == 'linux'"],  # 3.2, 3.6 and 3.9 were tried
-        "test": ["pytest", "pytest-xdist", "ruff"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
     entry_points={"console_scripts": ["intra-distillation = intra_distillation_fairseq.cli.main:main"]},
     zip_safe=False,

@@ -1,7 +1,7 @@
 """Intra-distillation (Xu, Koehn, Murray, EMNLP 2022, arXiv:2205.11416) as a fairseq plugin.
 
 Importing this package, by `--user-dir` or from Python, registers its task, criterion and architectures with fairseq and
-puts the mends of `compat.py` in place.
+puts the mends of `compat/` in place.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Each mend of compat.py: what goes wrong without it, and that it does not with it (docs/fairseq.md)."""
+"""Each mend of compat/: what goes wrong without it, and that it does not with it (docs/fairseq.md)."""
 
 import argparse
 import os
