@@ -7,7 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from intra_distillation_fairseq.cli.prepare_options import add_common, common_options, report
+from intra_distillation_fairseq.cli.prepare_options import (
+    add_common,
+    add_max_unpacked,
+    common_options,
+    max_unpacked,
+    report,
+)
 from intra_distillation_fairseq.cli.say import say
 from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.corpus.download import IWSLT14_URLS, fetch
@@ -45,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="treat the test text as the training text: tokenised and detokenised, XML escapes undone in both "
         "(default: as published, the test is lower-cased only)",
     )
+    add_max_unpacked(parser)
     add_common(parser)
 
 
@@ -68,7 +75,9 @@ def _prepare(args: argparse.Namespace, langs: list[str], options: dict[str, Opti
         known = FileDigests(out / "download" / "known.json")
         if not args.archive:
             fetch((args.url,) if args.url else IWSLT14_URLS, archive, known, say)
-        text = Iwslt14(archive, known.sha256(archive), args.consistent_test, args.replace_invalid_utf8)
+        text = Iwslt14(
+            archive, known.sha256(archive), args.consistent_test, args.replace_invalid_utf8, max_unpacked(args)
+        )
     for lang in langs:
         path = out / f"{lang}-{TARGET}"
         with lock(path / ".lock", "the data folder"):
@@ -81,7 +90,7 @@ def _prepare(args: argparse.Namespace, langs: list[str], options: dict[str, Opti
             )
             raw = make_raw(folder, options[lang], text)
             manifest = finish(folder, options[lang], raw)
-        report(path, manifest, folder.done)
+        report(path, manifest, folder.done, raw["report"])
         _report_test_sets(lang, raw["report"])
         _compare(lang, manifest)
 

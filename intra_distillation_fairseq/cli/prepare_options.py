@@ -7,8 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from intra_distillation_fairseq.corpus import oddities
+from intra_distillation_fairseq.corpus.archives import MAX_UNPACKED
 from intra_distillation_fairseq.corpus.pipeline import Options
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.experiments.paths import check_for_fairseq
 
 DEFAULT_VOCAB_SIZE = 12000
 
@@ -46,6 +49,31 @@ def add_common(parser: argparse.ArgumentParser, vocab_size: int = DEFAULT_VOCAB_
         "%(default)s)",
     )
     parser.add_argument("--force", action="store_true", help="make every stage again, even if it is up to date")
+
+
+def add_max_unpacked(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the commands that unpack archives."""
+    parser.add_argument(
+        "--max-unpacked-gb",
+        metavar="GB",
+        default=f"{MAX_UNPACKED / 1e9:g}",
+        help="stop at an archive that unpacks to more, as a damaged or malicious one may (default: %(default)s)",
+    )
+
+
+def max_unpacked(args: argparse.Namespace) -> int:
+    """The bytes of --max-unpacked-gb.
+
+    Raises:
+        UserError: it is no number above 0.
+    """
+    try:
+        gigabytes = float(args.max_unpacked_gb)
+    except ValueError:
+        gigabytes = 0.0
+    if not 0 < gigabytes < float("inf"):
+        raise UserError(f"--max-unpacked-gb '{args.max_unpacked_gb}': needed is a number above 0")
+    return int(gigabytes * 1e9)
 
 
 def whole_number(flag: str, given: str, least: int) -> int:
@@ -90,6 +118,7 @@ def common_options(args: argparse.Namespace, corpus: str, languages: tuple[str, 
     Raises:
         UserError: one of them is wrong.
     """
+    check_for_fairseq("--out", Path(args.out))
     given = args.vocab_size is not None
     return Options(
         corpus=corpus,
@@ -102,9 +131,18 @@ def common_options(args: argparse.Namespace, corpus: str, languages: tuple[str, 
     )
 
 
-def report(path: Path, manifest: dict[str, Any], done: list[str]) -> None:
-    """Print what is in a data folder."""
+def report(path: Path, manifest: dict[str, Any], done: list[str], raw: dict[str, Any]) -> None:
+    """Print what is in a data folder, and what was odd in its text.
+
+    Args:
+        path: the folder.
+        manifest: its manifest.
+        done: the stages that this run made.
+        raw: report of the stage that made raw/.
+    """
     pair = f"{manifest['source_lang']}-{manifest['target_lang']}"
     counts = " / ".join(f"{split} {values['lines']:,}" for split, values in manifest["splits"].items())
     state = f"made: {', '.join(done)}" if done else "nothing to do"
     print(f"{pair}: {counts} lines, {manifest['vocab_types']:,} types in {path} ({state})", flush=True)
+    if odd := raw.get("oddities"):
+        print(oddities.summary(odd, path), flush=True)

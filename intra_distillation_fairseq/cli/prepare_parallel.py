@@ -75,5 +75,5 @@ def run(args: argparse.Namespace) -> int:
         folder = DataFolder(out, names=OUTPUTS, inputs=inputs, force=args.force, say=say)
         raw = make_raw(folder, options, text, FileDigests(out / "stages" / "inputs.json"))
         manifest = finish(folder, options, raw)
-    report(out, manifest, folder.done)
+    report(out, manifest, folder.done, raw["report"])
     return 0

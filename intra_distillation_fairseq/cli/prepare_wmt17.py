@@ -8,7 +8,9 @@ from typing import Any
 
 from intra_distillation_fairseq.cli.prepare_options import (
     add_common,
+    add_max_unpacked,
     common_options,
+    max_unpacked,
     ratio,
     report,
     whole_number,
@@ -79,6 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="lines of both languages together, evenly spaced, to learn the pieces from; each takes about 2.6 kB of "
         "memory (default: %(default)s)",
     )
+    add_max_unpacked(parser)
     add_common(parser, _VOCAB_SIZE)
 
 
@@ -117,14 +120,14 @@ def _prepare(args: argparse.Namespace, options: Options, word_limits: tuple[floa
                 archives[archive.name] = check_local(archive, Path(args.archives), known, args.accept_other_archives)
             else:
                 archives[archive.name] = fetch_published(archive.mirrors, out / "download", known, say)
-    text = Wmt17(archives, test, word_limits, args.replace_invalid_utf8)
+    text = Wmt17(archives, test, word_limits, args.replace_invalid_utf8, max_unpacked(args))
     path = out / f"{SOURCE}-{TARGET}"
     with lock(path / ".lock", "the data folder"):
         inputs = tuple(file for file, _ in archives.values())
         folder = DataFolder(path, names=("orig", *OUTPUTS), inputs=inputs, force=args.force, say=say)
         raw = make_raw(folder, options, text)
         manifest = finish(folder, options, raw)
-    report(path, manifest, folder.done)
+    report(path, manifest, folder.done, raw["report"])
     _report_text(raw["report"], manifest, args)
 
 

@@ -16,7 +16,8 @@ from intra_distillation_fairseq.errors import UserError
 
 # Characters that some reader down the line (str.splitlines, universal newlines, fairseq's split on \s+) takes for the
 # end of a line or of a token. As spaces they can never shift one side of a pair against the other.
-_LINE_BREAKS = re.compile("[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+LINE_BREAKS = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+_LINE_BREAKS = re.compile(f"[{LINE_BREAKS}]")
 
 # What perl's \s matches in Unicode text. Python's \s also has \x1c-\x1f, so it is spelt out.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -45,11 +46,12 @@ def decode_lines(stream: BinaryIO, name: str, replace_invalid: bool = False) -> 
         try:
             line = raw.decode("utf-8", errors="replace" if replace_invalid else "strict")
         except UnicodeDecodeError as error:
-            raise _not_utf8(name, number, raw, error) from None
+            raise not_utf8(name, number, raw, error) from None
         yield _LINE_BREAKS.sub(" ", line)
 
 
-def _not_utf8(name: str, number: int, line: bytes, error: UnicodeDecodeError) -> UserError:
+def not_utf8(name: str, number: int, line: bytes, error: UnicodeDecodeError) -> UserError:
+    """The message for a line that is not UTF-8."""
     return UserError(
         f"'{name}' line {number} is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}): "
         "convert the file to UTF-8, or give --replace-invalid-utf8"
@@ -58,7 +60,7 @@ def _not_utf8(name: str, number: int, line: bytes, error: UnicodeDecodeError) ->
 
 def read_lines(path: Path, replace_invalid: bool = False) -> Iterator[str]:
     """Yield the lines of a text file (gzip-compressed if its name ends in .gz); see `decode_lines`."""
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         yield from decode_lines(stream, str(path), replace_invalid)
 
 
@@ -73,7 +75,7 @@ def read_blocks(path: Path, lines: int, replace_invalid: bool = False) -> Iterat
     Raises:
         UserError: a line is not UTF-8, or the gzip file is damaged.
     """
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         first = 1
         while block := list(islice(stream, lines)):
             if first == 1:
@@ -96,7 +98,7 @@ def _as_utf8(block: list[bytes], name: str, first: int, replace_invalid: bool) -
         try:
             line.decode()
         except UnicodeDecodeError as error:
-            raise _not_utf8(name, number, line, error) from None
+            raise not_utf8(name, number, line, error) from None
     raise AssertionError("no character goes on after a line feed")
 
 
@@ -106,7 +108,12 @@ def split_lines(text: bytes) -> list[str]:
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[BinaryIO]:
+def open_text(path: Path) -> Iterator[BinaryIO]:
+    """Open a text file as bytes, unpacked if its name ends in .gz.
+
+    Raises:
+        UserError: the gzip file is damaged; also while the body reads.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as stream:
@@ -147,10 +154,15 @@ def keep_pair(source: str, target: str, ratio: float | None, max_words: int | No
     return not any(len(side) > _MAX_WORD_CHARS and _LONG_WORD.search(side) for side in (source, target))
 
 
+def unescape(line: str) -> str:
+    """Undo IWSLT'14's XML escapes, which are only these three."""
+    return line.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+
+
 def count_lines(path: Path) -> int:
     """Number of lines of a text file (gzip-compressed if its name ends in .gz), an unfinished last one included."""
     lines, last = 0, b"\n"
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         while block := stream.read(1 << 20):
             lines += block.count(b"\n")
             last = block[-1:]

@@ -102,6 +102,8 @@ def _classes() -> tuple[type, type]:
 
     class Tokenizer(MosesTokenizer):
         DEDUPLICATE_SPACE = _SingleSpaces(), " "
+        # sacremoses' own takes hours on a line of a million "DOT": it looks for the end of the run from every one.
+        MULTIDOT_MARKER = re.compile("(?<!DOT)(?:DOT)+MULTI")
         PAD_NOT_ISALNUM = regex.compile(rf"([^{_ALNUM}\s\.'\`\,\-])"), r" \1 "
         AGGRESSIVE_HYPHEN_SPLIT = rule(rf"([{_ALNUM}])\-(?=[{_ALNUM}])", r"\1 @-@ ", "-")
         COMMA_SEPARATE_1 = rule(f"([^{_NUMBER}])[,]", r"\1 , ", ",")

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intra_distillation_fairseq.corpus.archives import copy_members
 from intra_distillation_fairseq.corpus.clean import read_lines
 from intra_distillation_fairseq.corpus.disk import is_full
+from intra_distillation_fairseq.corpus.oddities import Oddities, scan
 from intra_distillation_fairseq.corpus.pairs import Pair, join_sides
+from intra_distillation_fairseq.corpus.segments import Segment, join_segments, read_segments
 from intra_distillation_fairseq.corpus.stages import FileDigests
 from intra_distillation_fairseq.corpus.wmt17_archives import TEST_ARCHIVE, TEST_MD5, TEST_URL, other_bytes
 from intra_distillation_fairseq.errors import UserError
 
 _SACREBLEU_SET, _SACREBLEU_PAIR = "wmt14/full", "en-de"
 _MEMBERS = ("test-full/newstest2014-deen-src.en.sgm", "test-full/newstest2014-deen-ref.de.sgm")
-_SEGMENT = re.compile("<seg.*?>(.*)</seg>.*?")
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,40 @@ class TestSet:
     texts: tuple[Path, Path] | None
     sha256: dict[str, str]
 
-    def read(self, folder: Path) -> list[Pair]:
-        """Its pairs; files of an archive are copied to `folder` first.
+    def read(self, folder: Path, replace_invalid: bool = False) -> tuple[list[Pair], dict[str, Oddities]]:
+        """Its pairs, and what is odd in each file; files of an archive are copied to `folder` first.
 
         Raises:
-            UserError: the archive is damaged, or the two sides do not have the same number of sentences.
+            UserError: the archive is damaged, or the two sides do not have the same sentences.
         """
+        files = self.texts or tuple(folder / Path(member).name for member in _MEMBERS)
+        if not self.texts:
+            copy_members(self.archive, dict(zip(_MEMBERS, files)))
+        names, found = tuple(map(str, files)), tuple(scan(path, replace_invalid) for path in files)
+        texts = [read_lines(path, replace_invalid) for path in files]
         if self.texts:
-            return list(join_sides(*map(read_lines, self.texts), tuple(map(str, self.texts))))
-        files = tuple(folder / Path(member).name for member in _MEMBERS)
-        copy_members(self.archive, dict(zip(_MEMBERS, files)))
-        return list(join_sides(*map(segments, files), tuple(map(str, files))))
+            pairs = list(join_sides(*texts, names))
+        else:
+            pairs = join_segments(tuple(map(segments, texts, names, found)), names, found)
+        return pairs, {path.name: oddities for path, oddities in zip(files, found)}
 
 
-def segments(path: Path) -> list[str]:
-    """The sentences of an .sgm file exactly as sacrebleu reads them: single spaces, entities as they are."""
-    lines = (line for line in read_lines(path) if line.startswith("<seg "))
-    return [" ".join(_SEGMENT.sub(r"\1", line).split()) for line in lines]
+def segments(lines: Iterable[str], name: str, found: Oddities) -> list[Segment]:
+    """The segments of an .sgm file, with the text exactly as sacrebleu reads it (see `segment_text`)."""
+    read = read_segments(lines, name, found, lambda line: line.startswith("<seg "))
+    return [replace(segment, text=segment_text(segment.text)) for segment in read]
+
+
+def segment_text(line: str) -> str:
+    """What sacrebleu's "<seg.*?>(.*)</seg>.*?" leaves of a line, with single spaces and entities as they are.
+
+    Looked up without that expression, which takes hours on a line of a million ">".
+    """
+    tag, end = line.find("<seg"), line.rfind("</seg>")
+    start = line.find(">", tag) + 1
+    if tag > -1 and 0 < start <= end:
+        line = line[:tag] + line[start:end] + line[end + len("</seg>") :]
+    return " ".join(line.split())
 
 
 def from_archive(path: Path, digests: FileDigests, accept_other: bool) -> TestSet:

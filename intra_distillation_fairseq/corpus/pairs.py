@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,12 +16,13 @@ from intra_distillation_fairseq.corpus.clean import (
     read_blocks,
     single_spaces,
     split_lines,
+    unescape,
 )
 from intra_distillation_fairseq.corpus.moses import Moses, lowercase
 from intra_distillation_fairseq.corpus.punctuation import Normaliser
-from intra_distillation_fairseq.corpus.wit3 import unescape
 from intra_distillation_fairseq.corpus.workers import map_in_order
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.progress import Progress
 
 Pair = tuple[str, str]
 
@@ -139,6 +139,8 @@ def pack(split: str, pairs: Iterable[Pair]) -> Iterator[Chunk]:
 
 def _pack(split: str, pairs: list[Pair]) -> Chunk:
     source, target = ("".join(f"{pair[side]}\n" for pair in pairs).encode() for side in (0, 1))
+    if not source.count(b"\n") == target.count(b"\n") == len(pairs):
+        raise AssertionError("a step put a line feed into a line: every pair after it would be shifted")
     return Chunk(split, (source, target))
 
 
@@ -185,20 +187,18 @@ def process(
         make_worker: makes, in each process, the function that takes and returns a list of pairs.
         arguments: for `make_worker`.
         jobs: number of processes.
-        title: for the progress bar, drawn only on a terminal.
-        total: number of pairs, for the progress bar.
+        title: what the progress is called.
+        total: number of pairs, by which the time left is told.
     """
-    from tqdm import tqdm
-
-    bar_on = sys.stderr.isatty()
-    tqdm.monitor_interval = 0  # no thread, since processes are forked here
-    with tqdm(desc=title, total=total, unit=" pairs", disable=not bar_on, leave=False) as bar:
-        yield from map_in_order(_work, _counted(chunks, bar), jobs, _start, (make_worker, arguments))
+    with Progress(title, total or 0, "pairs") as progress:
+        yield from map_in_order(_work, _counted(chunks, progress), jobs, _start, (make_worker, arguments))
 
 
-def _counted(chunks: Iterable[Chunk], bar: Any) -> Iterator[Chunk]:
+def _counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
+    done = 0
     for chunk in chunks:
-        bar.update(chunk.pairs)
+        done += chunk.pairs
+        progress.show(done)
         yield chunk
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from intra_distillation_fairseq.corpus import subwords
 from intra_distillation_fairseq.corpus.binarise import binarise, check_binarised
 from intra_distillation_fairseq.corpus.manifest import build_manifest
+from intra_distillation_fairseq.corpus.oddities import REPORT
 from intra_distillation_fairseq.corpus.pairs import check_pair, process, read_chunks, write_splits
 from intra_distillation_fairseq.corpus.stages import DataFolder, Stage, digests
 from intra_distillation_fairseq.errors import UserError
@@ -17,7 +18,7 @@ from intra_distillation_fairseq.files import read_json, write_json
 
 SPLITS = ("train", "valid", "test")
 # What ends up in a data folder, beside the orig/ of a corpus that comes as an archive.
-OUTPUTS = ("raw", "spm", "dict.txt", "pieces", "bin", "manifest.json")
+OUTPUTS = ("raw", REPORT, "spm", "dict.txt", "pieces", "bin", "manifest.json")
 
 
 @dataclass(frozen=True)

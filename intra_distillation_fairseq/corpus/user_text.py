@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intra_distillation_fairseq.corpus.clean import count_lines
+from intra_distillation_fairseq.corpus.oddities import scan_all, write_report
 from intra_distillation_fairseq.corpus.pairs import (
     Treat,
     Treatment,
@@ -72,9 +72,8 @@ def find_side(prefix: str, lang: str, split: str) -> Path:
 def make_raw(folder: DataFolder, options: Options, text: UserText, known: FileDigests) -> dict[str, Any]:
     """Make raw/ of the user's files; returns the stage's stamp."""
     files = {split: [find_side(text.prefixes[split], lang, split) for lang in options.languages] for split in SPLITS}
-    inputs = {
-        f"{split}.{lang}": known.sha256(path) for split in SPLITS for lang, path in zip(options.languages, files[split])
-    }
+    sides = {f"{split}.{lang}": path for split in SPLITS for lang, path in zip(options.languages, files[split])}
+    inputs = {name: known.sha256(path) for name, path in sides.items()}
     settings: dict[str, Any] = {split: text.treatment(split).settings() for split in SPLITS}
     settings |= {
         "languages": list(options.languages),
@@ -86,8 +85,10 @@ def make_raw(folder: DataFolder, options: Options, text: UserText, known: FileDi
 
     def make(out: Path) -> dict[str, Any]:
         lines, given = {}, {}
-        for split in SPLITS:  # all of them before any work
-            counts = [count_lines(path) for path in files[split]]
+        # all of them before any work
+        scans = scan_all(sides, options.jobs, text.replace_invalid)
+        for split in SPLITS:
+            counts = [scans[f"{split}.{lang}"].lines for lang in options.languages]
             if counts[0] != counts[1]:
                 raise unequal((str(files[split][0]), str(files[split][1])), counts)
             given[split] = counts[0]
@@ -103,6 +104,8 @@ def make_raw(folder: DataFolder, options: Options, text: UserText, known: FileDi
                 f"--{split} '{text.prefixes[split]}': none of its {given[split]} pairs is left: give other text, or a "
                 "wider --ratio and --max-length",
             )
-        return {"lines": lines, "given_lines": given, "inputs": inputs}
+        left_out = {split: given[split] - lines[split] for split in SPLITS}
+        odd = write_report(out, {name: found.as_json() for name, found in scans.items()}, left_out)
+        return {"lines": lines, "given_lines": given, "inputs": inputs, "oddities": odd}
 
     return folder.run(Stage("clean", settings, inputs, make))

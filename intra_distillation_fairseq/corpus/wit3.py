@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO
 
-from intra_distillation_fairseq.corpus.disk import is_full
+from intra_distillation_fairseq.corpus.archives import MAX_UNPACKED, copy, explained, is_plain_file, open_tgz
+from intra_distillation_fairseq.corpus.oddities import Oddities
+from intra_distillation_fairseq.corpus.pairs import Pair, join_sides
+from intra_distillation_fairseq.corpus.segments import Segment, read_segments
 from intra_distillation_fairseq.errors import UserError
 
 LANGUAGES = ("ar", "de", "es", "fa", "he", "it", "nl", "pl")
@@ -26,35 +28,94 @@ TEST_SETS = (
 # train, valid, test lines of the real archive, where they are known.
 PUBLISHED_COUNTS = {"de": (160239, 7283, 6750)}
 
-_DROPPED = ("<url>", "<talkid>", "<keywords>")
+_TAGS = ("<url>", "<talkid>", "<keywords>")
+_TALK = re.compile("<talkid>([^<]*)")
 _STRIPPED = re.compile("</?(?:title|description)>")
 
 # sed's \s in a UTF-8 locale: no no-break spaces.
 _SED_SPACE = "[\t-\r \u1680\u2000-\u2006\u2008-\u200a\u2028\u2029\u205f\u3000]"
 _SEG_START = re.compile(f'<seg id="[0-9]*">{_SED_SPACE}*')
-_SEG_END = re.compile(f"{_SED_SPACE}*</seg>{_SED_SPACE}*")
+# Spaces are looked at once, from the first of them on: a line of a million would take hours otherwise.
+_SEG_END = re.compile(f"(?:(?<!{_SED_SPACE}){_SED_SPACE}+)?</seg>{_SED_SPACE}*")
 
 
-def train_lines(lines: Iterator[str]) -> Iterator[str]:
-    """Text of a train.tags file: transcript, titles and descriptions; addresses, ids and keywords are left out."""
-    for line in lines:
-        if not any(tag in line for tag in _DROPPED):
-            yield _STRIPPED.sub("", line)
+class Talks:
+    """Reads one side of a train.tags file: transcript, titles and descriptions; what is about a talk is passed over.
+
+    Args:
+        lines: of the file.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = lines
+        self._texts = 0
+        self.places: dict[str, list[tuple[int, int]]] = {}  # id of a talk -> texts before it, number of its line
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Yield the number of a line and its text."""
+        for number, line in enumerate(self._lines, start=1):
+            if not line.lstrip().startswith(_TAGS):
+                self._texts += 1
+                yield number, line
+            elif talk := _TALK.search(line):
+                self.places.setdefault(talk[1].strip(), []).append((self._texts, number))
 
 
-def test_lines(lines: Iterator[str]) -> Iterator[str]:
-    """Text of an XML set: what stands in its <seg> lines, with a straight apostrophe for U+2019."""
-    for line in lines:
-        if "<seg id" in line:
-            yield _SEG_END.sub("", _SEG_START.sub("", line)).replace("\u2019", "'")
+def train_pairs(
+    lines: tuple[Iterable[str], Iterable[str]], names: tuple[str, str], found: tuple[Oddities, Oddities]
+) -> Iterator[Pair]:
+    """Pair the text of both train.tags files of a pair.
+
+    Args:
+        lines: of either file.
+        names: of the files, for messages.
+        found: takes note of what is odd in either.
+
+    Raises:
+        UserError: one side has more lines of text, or a talk begins or ends elsewhere; the message says where.
+    """
+    sides = Talks(lines[0]), Talks(lines[1])
+    try:
+        for pair in join_sides(*sides, names):
+            # The published steps drop such a line on its side alone, which shifts all that follows.
+            tagged = [any(tag in line for tag in _TAGS) for _, line in pair]
+            for has_tag, (number, _), oddities in zip(tagged, pair, found):
+                if has_tag:
+                    oddities.note("tag_in_text", number)
+            if not any(tagged):
+                yield _STRIPPED.sub("", pair[0][1]), _STRIPPED.sub("", pair[1][1])
+    except UserError:
+        _compare_talks(sides, names)  # which says more than the number of lines, where it finds anything
+        raise
+    _compare_talks(sides, names)
+    for one, other, oddities in zip(sides, sides[::-1], found):
+        for talk, places in one.places.items():
+            for _, number in places if talk not in other.places else ():
+                oddities.note("talk_on_one_side", number)
 
 
-def unescape(line: str) -> str:
-    """Undo the archive's XML escapes, which are only these three."""
-    return line.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+def _compare_talks(sides: tuple[Talks, Talks], names: tuple[str, str]) -> None:
+    for talk, places in sides[0].places.items():
+        for (before, line), (other_before, other_line) in zip(places, sides[1].places.get(talk, ())):
+            if before != other_before:
+                raise UserError(
+                    f"talk '{talk}' comes after {before} lines of text in '{names[0]}' (line {line}) and after "
+                    f"{other_before} in '{names[1]}' (line {other_line}): the sides do not match, get the archive again"
+                )
 
 
-def extract_pair(archive: Path, lang: str, folder: Path) -> list[str]:
+def test_segments(lines: Iterable[str], name: str, found: Oddities) -> list[Segment]:
+    """The segments of an XML set, with the text as the published steps leave it (see `segment_text`)."""
+    segments = read_segments(lines, name, found, lambda line: "<seg id" in line)
+    return [replace(segment, text=segment_text(segment.text)) for segment in segments]
+
+
+def segment_text(line: str) -> str:
+    """What stands in a <seg> line, with a straight apostrophe for U+2019."""
+    return _SEG_END.sub("", _SEG_START.sub("", line)).replace("\u2019", "'")
+
+
+def extract_pair(archive: Path, lang: str, folder: Path, max_bytes: int = MAX_UNPACKED) -> list[str]:
     """Copy the training text and the XML sets of LANG-en out of the archive into `folder`.
 
     Members are read as streams and written under their bare, checked names, so nothing in the archive decides where a
@@ -64,29 +125,25 @@ def extract_pair(archive: Path, lang: str, folder: Path) -> list[str]:
         archive: 2014-01.tgz, or the archive of one pair (de-en.tgz) from elsewhere.
         lang: source language; the target is always English.
         folder: exists already and is empty.
+        max_bytes: how much it, and the archive of the pair in it, may unpack to.
 
     Returns:
         The names written, sorted.
 
     Raises:
-        UserError: not a whole gzip-compressed tar archive, or the pair is not in it.
+        UserError: not a whole gzip-compressed tar archive, one that unpacks to more, or the pair is not in it.
     """
     pair = f"{lang}-en"
     wanted = re.compile(
         rf"train\.tags\.{pair}\.(?:{lang}|en)|IWSLT14\.[A-Za-z0-9]+\.[A-Za-z0-9]+\.{pair}\.(?:{lang}|en)\.xml"
     )
     seen: set[str] = set()
-    try:
-        with open(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|gz") as outer:
-            written = _extract(outer, pair, wanted, folder, seen)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        if is_full(error):
-            raise
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"cannot read the archive '{archive}' ({error.strerror}): check the path") from None
-        raise UserError(
-            f"'{archive}' is not a whole gzip-compressed tar archive ({error}): check the path, or get it again"
-        ) from None
+    with (
+        explained(archive, "a whole gzip-compressed tar archive"),
+        open(archive, "rb") as stream,
+        open_tgz(stream, max_bytes, f"'{archive}'") as outer,
+    ):
+        written = _extract(outer, pair, wanted, folder, seen, max_bytes, str(archive))
     missing = [f"train.tags.{pair}.{side}" for side in (lang, "en") if f"train.tags.{pair}.{side}" not in written]
     if missing:
         there = ", ".join(sorted(seen)) or "none"
@@ -94,32 +151,34 @@ def extract_pair(archive: Path, lang: str, folder: Path) -> list[str]:
     return sorted(written)
 
 
-def _extract(tar: tarfile.TarFile, pair: str, wanted: re.Pattern[str], folder: Path, seen: set[str]) -> set[str]:
+def _extract(
+    tar: tarfile.TarFile,
+    pair: str,
+    wanted: re.Pattern[str],
+    folder: Path,
+    seen: set[str],
+    max_bytes: int,
+    place: str,
+) -> set[str]:
     written: set[str] = set()
     for member in tar:
         parts = PurePosixPath(member.name).parts
-        if not member.isfile() or not parts:
+        if not is_plain_file(member) or not parts:
             continue
         name = parts[-1]
         pair_archive = re.fullmatch(r"([a-z]{2,3}-en)\.tgz", name)
         pair_text = re.fullmatch(r"train\.tags\.([a-z]{2,3}-en)\.en", name)
         if pair_archive or pair_text:
             seen.add((pair_archive or pair_text).group(1))
-        if name == f"{pair}.tgz":
-            with tarfile.open(fileobj=tar.extractfile(member), mode="r|gz") as inner:
-                written |= _extract(inner, pair, wanted, folder, seen)
+        if name == f"{pair}.tgz" and place != name:  # not for ever
+            with open_tgz(tar.extractfile(member), max_bytes, f"'{name}' in '{place}'") as inner:
+                written |= _extract(inner, pair, wanted, folder, seen, max_bytes, name)
             break
         # The same file may come twice in an archive that was put together by hand: the first one counts.
         if wanted.fullmatch(name) and parts[-2:-1] == (pair,) and name not in written:
-            _copy(tar.extractfile(member), folder / name)
+            copy(tar.extractfile(member), folder / name, max_bytes, f"'{name}' in '{place}'")
             written.add(name)
     return written
-
-
-def _copy(source: IO[bytes], path: Path) -> None:
-    with open(path, "wb") as out:
-        while block := source.read(1 << 20):
-            out.write(block)
 
 
 def choose_test_sets(names: list[str], lang: str) -> tuple[list[str], list[str], list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from intra_distillation_fairseq.corpus.archives import copy_members
 from intra_distillation_fairseq.corpus.newstest2014 import TestSet
+from intra_distillation_fairseq.corpus.oddities import scan_all, write_report
 from intra_distillation_fairseq.corpus.pairs import (
     Pair,
     Treat,
@@ -42,12 +43,14 @@ class Wmt17:
         test: the test set.
         word_limits: ratio of lengths and most Moses tokens above which a pair is left out. None: any.
         replace_invalid: put U+FFFD where the text is not UTF-8.
+        max_unpacked: bytes that an archive may unpack to.
     """
 
     archives: dict[str, tuple[Path, str]]
     test: TestSet
     word_limits: tuple[float, int] | None
     replace_invalid: bool
+    max_unpacked: int
 
     def treatment(self) -> Treatment:
         """For the training text, which gives train and valid."""
@@ -64,19 +67,23 @@ def make_raw(folder: DataFolder, options: Options, text: Wmt17) -> dict[str, Any
         orig = out / "orig"
         orig.mkdir()
         lines = _extract_training_text(text, orig, options)
-        pairs = text.test.read(orig)
+        pairs, odd = text.test.read(orig, text.replace_invalid)
         if not pairs:
             raise UserError(f"{text.test.origin} has no sentence of newstest2014: get it again")
         write_splits(pack(_TEST, pairs), orig, options.languages, (_TEST,))
-        return {"lines": lines}
+        return {"lines": lines, "test": {name: oddities.as_json() for name, oddities in odd.items()}}
 
-    extracted = folder.run(Stage("extract", {"languages": languages}, inputs, extract))
+    settings = {"languages": languages}
+    if text.replace_invalid:  # only then, so that stamps of older versions still fit
+        settings["replace_invalid_utf8"] = True
+    extracted = folder.run(Stage("extract", settings, inputs, extract))
     lines = extracted["report"]["lines"]
     given, treatment = sum(lines.values()), text.treatment()
 
     def clean(out: Path) -> dict[str, Any]:
         orig, raw = folder.path / "orig", out / "raw"
         texts = [_sides(orig / archive.name, options) for archive in ARCHIVES]
+        found = scan_all({path.name: path for sides in texts for path in sides}, options.jobs, text.replace_invalid)
         chunks = chain.from_iterable(read_chunks("train", *sides, text.replace_invalid) for sides in texts)
         arguments = (treatment, options.languages)
         treated = process(hold_out(chunks, VALID_EVERY), Treat, arguments, options.jobs, "clean train", given)
@@ -86,9 +93,12 @@ def make_raw(folder: DataFolder, options: Options, text: Wmt17) -> dict[str, Any
         test = read_chunks("test", *_sides(orig / _TEST, options))
         write_splits(process(test, TreatSource, arguments, 1, "clean test"), raw, options.languages, ("test",))
         kept["test"] = check_pair(raw / "test", options.languages, "newstest2014 is empty")
+        files = {name: oddities.as_json() for name, oddities in found.items()} | extracted["report"].get("test", {})
+        left_out = {"train and valid": given - kept["train"] - kept["valid"], "test": 0}
         return {
             "lines": kept,
             "given_lines": lines,
+            "oddities": write_report(out, files, left_out),
             "held_out_before_filter": given // VALID_EVERY,
             "test_sets": [{"name": "newstest2014", "lines": kept["test"], "from": text.test.origin}],
             "inputs": inputs,
@@ -128,16 +138,16 @@ def _extract_training_text(text: Wmt17, orig: Path, options: Options) -> dict[st
     tasks = []
     for archive in ARCHIVES:
         members = {f"{archive.inner}.{lang}": orig / f"{archive.name}.{lang}" for lang in options.languages}
-        tasks.append((text.archives[archive.name][0], members))
+        tasks.append((text.archives[archive.name][0], members, text.max_unpacked))
     counted = list(map_in_order(_extract, tasks, min(options.jobs, len(tasks))))
-    for (_, members), counts in zip(tasks, counted):
+    for (_, members, _), counts in zip(tasks, counted):
         both = [counts[name] for name in members]
         if both[0] != both[1]:
             raise unequal(tuple(members), both)
     return {archive.name: max(counts.values()) for archive, counts in zip(ARCHIVES, counted)}
 
 
-def _extract(task: tuple[Path, dict[str, Path]]) -> dict[str, int]:
+def _extract(task: tuple[Path, dict[str, Path], int]) -> dict[str, int]:
     return copy_members(*task)
 
 

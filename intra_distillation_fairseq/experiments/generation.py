@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from itertools import count
 from pathlib import Path
 
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.launch import TASK, USER_DIR
+from intra_distillation_fairseq.experiments.paths import check_for_fairseq
 from intra_distillation_fairseq.experiments.prepared import PreparedData
 from intra_distillation_fairseq.experiments.recipes import Evaluation
+
+_HYPOTHESIS = re.compile(r"D-([0-9]{1,18})\t[^\t]*\t(.*)", re.DOTALL)
 
 
 def generate_command(
@@ -17,7 +22,11 @@ def generate_command(
 
     The precision is float32 whatever the training's, as published. `--required-batch-size-multiple 1` keeps
     fairseq-fixed from dropping sentences (P1) even if the plugin's mend were not in place.
+
+    Raises:
+        UserError: fairseq would not take the checkpoint's path for one file.
     """
+    check_for_fairseq("checkpoint", checkpoint)
     return [
         *(executable, str(data.bin), "--user-dir", str(USER_DIR), "--task", TASK),
         *("--source-lang", data.source_lang, "--target-lang", data.target_lang, "--gen-subset", "test"),
@@ -48,18 +57,27 @@ def read_hypotheses(output: Path) -> list[str]:
     Args:
         output: what fairseq-generate wrote to its standard output.
     Raises:
-        UserError: a sentence is missing or there twice.
+        UserError: a sentence is missing or there twice, or a line is damaged.
     """
     found: dict[int, str] = {}
-    for line in output.read_bytes().decode("utf-8").split("\n"):
-        if is_hypothesis(line):
-            number, _, text = line.split("\t", 2)
-            if int(number[2:]) in found:
-                raise UserError(
-                    f"'{output}' has two translations of sentence {number[2:]}: evaluate again with --force"
-                )
-            found[int(number[2:])] = text
-    missing = sorted(set(range(max(found, default=-1) + 1)) - found.keys())
-    if missing:
-        raise UserError(f"'{output}' has no translation of {len(missing)} sentences, the first is number {missing[0]}")
+    for number, raw in enumerate(output.read_bytes().split(b"\n"), start=1):
+        if raw.startswith(b"D-"):
+            sentence, text = _read_hypothesis(raw, f"'{output}' line {number}")
+            if sentence in found:
+                raise UserError(f"'{output}' has two translations of sentence {sentence}: evaluate again with --force")
+            found[sentence] = text
+    if missing := max(found, default=-1) + 1 - len(found):
+        first = next(number for number in count() if number not in found)
+        raise UserError(f"'{output}' has no translation of {missing} sentences, the first is number {first}")
     return [found[number] for number in sorted(found)]
+
+
+def _read_hypothesis(raw: bytes, where: str) -> tuple[int, str]:
+    """Number and text of a line "D-NUMBER<tab>SCORE<tab>TEXT"; other separators of Unicode belong to the text."""
+    try:
+        match = _HYPOTHESIS.fullmatch(raw.decode())
+    except UnicodeDecodeError:
+        match = None
+    if not match:
+        raise UserError(f"{where} is not a whole translation of fairseq-generate: evaluate again with --force")
+    return int(match[1]), match[2]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from intra_distillation_fairseq.corpus.binarise import index_header
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.experiments.paths import check_for_fairseq
 
 _HOW = "make it with scripts/prepare_iwslt14.sh, prepare_wmt17.sh or prepare_parallel.sh"
 
@@ -61,6 +62,7 @@ def open_prepared(folder: Path, splits: tuple[str, ...]) -> PreparedData:
     """
     if not folder.is_dir():
         raise UserError(f"data folder '{folder}' does not exist: {_HOW}")
+    check_for_fairseq("data folder", folder)
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
@@ -74,7 +76,7 @@ def open_prepared(folder: Path, splits: tuple[str, ...]) -> PreparedData:
         known = manifest["format"] == 1
         corpus = str(manifest.get("corpus", ""))
         lines = {split: values["lines"] for split, values in manifest.get("splits", {}).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"'{manifest_path}' is damaged ({type(error).__name__}: {error}): prepare again with --force"
         ) from None
@@ -115,10 +117,12 @@ def raw_lines(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise UserError(f"'{path}' does not exist: {_HOW}")
+    raw = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not UTF-8 ({error}): convert it first") from None
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"'{path}' line {number} is not UTF-8 ({error.reason}): convert it first") from None
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()

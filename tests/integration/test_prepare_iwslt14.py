@@ -233,7 +233,10 @@ def test_test_set_that_is_not_parallel(tmp_path):
     archive = write_archive(tmp_path / "a.tgz", {"de": harmed(pair_files("de"), name, '<seg id="3">', "<lost>")})
     done = prepare("--langs", "de", "--archive", archive, "--out", tmp_path)
     assert done.returncode == 2
-    assert f"IWSLT14.TED.tst2010.de-en.de.xml' has 12 lines and '{tmp_path}/de-en/orig/{name}' has 11" in done.stderr
+    assert "IWSLT14.TED.tst2010.de-en.de.xml' line 8 has segment '3' of document '1' where " in done.stderr
+    assert (
+        f"'{tmp_path}/de-en/orig/{name}' line 9 has segment '4' of document '1': the sides do not match" in done.stderr
+    )
 
 
 def test_too_little_text(tmp_path):

@@ -68,7 +68,7 @@ def text(tmp_path) -> Path:
 def test_folder(prepared):
     out = prepared / "out"
     assert sorted(p.name for p in out.iterdir()) == [
-        ".lock", "bin", "dict.txt", "logs", "manifest.json", "pieces", "raw", "spm", "stages",
+        ".lock", "bin", "dict.txt", "logs", "manifest.json", "oddities.json", "pieces", "raw", "spm", "stages",
     ]  # fmt: skip
     for split in LINES:
         for lang in ("de", "en"):

@@ -12,6 +12,7 @@ from intra_distillation_fairseq.corpus.clean import (
     keep_pair,
     read_lines,
     single_spaces,
+    unescape,
 )
 from intra_distillation_fairseq.errors import UserError
 
@@ -99,3 +100,7 @@ def test_filter_of_clean_corpus_n(source, target, kept):
 
 def test_filter_without_limits():
     assert keep_pair(words(1), words(500), ratio=None, max_words=None)
+
+
+def test_unescape_undoes_one_level():
+    assert unescape("a &lt;b&gt; &amp;amp;") == "a <b> &amp;"

@@ -7,6 +7,8 @@ import pytest
 from wit3_sample import tgz
 
 from intra_distillation_fairseq.corpus import newstest2014
+from intra_distillation_fairseq.corpus.clean import read_lines
+from intra_distillation_fairseq.corpus.oddities import Oddities
 from intra_distillation_fairseq.corpus.stages import FileDigests
 from intra_distillation_fairseq.errors import UserError
 
@@ -29,14 +31,19 @@ def test_sentences_are_those_of_sacrebleu(tmp_path):
 
     (tmp_path / "a.sgm").write_text(SGM)
     FakeSGMLDataset("wmt14/full", langpairs={})._convert_format(str(tmp_path / "a.sgm"), str(tmp_path / "a.txt"))
-    assert newstest2014.segments(tmp_path / "a.sgm") == (tmp_path / "a.txt").read_text().split("\n")[:-1] == LINES
+    segments = newstest2014.segments(read_lines(tmp_path / "a.sgm"), "a.sgm", Oddities())
+    assert [one.text for one in segments] == (tmp_path / "a.txt").read_text().split("\n")[:-1] == LINES
 
 
 def test_from_the_archive(tmp_path, digests):
     archive = tgz(MEMBERS)
     (tmp_path / "test-full.tgz").write_bytes(archive)
     test = newstest2014.from_archive(tmp_path / "test-full.tgz", digests, accept_other=True)
-    assert test.read(tmp_path) == [(line, line) for line in LINES]
+    pairs, odd = test.read(tmp_path)
+    assert pairs == [(line, line) for line in LINES]
+    assert [odd[f"newstest2014-deen-{name}"].as_json() for name in ("src.en.sgm", "ref.de.sgm")] == [
+        {"lines": 9, "tab": {"lines": 1, "first": [5]}}
+    ] * 2
     assert test.sha256 == {"test-full.tgz": hashlib.sha256(archive).hexdigest()}
 
 
@@ -79,7 +86,8 @@ def test_through_sacrebleu(tmp_path, digests, monkeypatch):
     (tmp_path / "en-de.ref").write_text("eins\nzwei\n")
     monkeypatch.setattr("sacrebleu.dataset.DATASETS", {"wmt14/full": Dataset(tmp_path)})
     test = newstest2014.from_sacrebleu(digests)
-    assert test.read(tmp_path / "unused") == [("one", "eins"), ("two", "zwei")]
+    pairs, odd = test.read(tmp_path / "unused")
+    assert pairs == [("one", "eins"), ("two", "zwei")] and odd["en-de.src"].as_json() == {"lines": 2}
     assert test.sha256["sacrebleu wmt14/full/en-de.src"] == hashlib.sha256(b"one\ntwo\n").hexdigest()
 
 

@@ -1,24 +1,29 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 
 import pytest
 from wit3_sample import pair_files, tgz, write_archive
 
 from intra_distillation_fairseq.corpus import wit3
+from intra_distillation_fairseq.corpus.oddities import Oddities
 from intra_distillation_fairseq.errors import UserError
 
 
-def test_train_lines_keep_title_and_description():
+def test_train_text_keeps_title_and_description():
     text = [
         "<url>http://x</url>", "Guten Tag.", "<talkid>1</talkid>", "<title>Titel</title>",
         "<description>Er <title>sagt</title></description>", "<keywords>a</keywords>", "a <url> b", " x ",
     ]  # fmt: skip
-    assert list(wit3.train_lines(iter(text))) == ["Guten Tag.", "Titel", "Er sagt", " x "]
+    found = Oddities(), Oddities()
+    pairs = list(wit3.train_pairs((text, text), ("a", "b"), found))
+    assert pairs == [(line, line) for line in ("Guten Tag.", "Titel", "Er sagt", " x ")]
+    assert found[0].kinds == found[1].kinds == {"tag_in_text": (1, [7])}
 
 
-def test_test_lines_are_the_segments():
+def test_segments_of_an_xml_set():
     text = [
         "<doc>",
         "<title>T</title>",
@@ -27,11 +32,24 @@ def test_test_lines_are_the_segments():
         "</doc>",
     ]
     # a no-break space is no space for the published sed command
-    assert list(wit3.test_lines(iter(text))) == ["It's R&amp;D.", "  \u00a0a b"]
+    assert [one.text for one in wit3.test_segments(text, "a", Oddities())] == ["It's R&amp;D.", "  \u00a0a b"]
 
 
-def test_unescape_undoes_one_level():
-    assert wit3.unescape("a &lt;b&gt; &amp;amp;") == "a <b> &amp;"
+@pytest.mark.parametrize(
+    "line",
+    [
+        " a </seg> ",
+        "a</seg> </seg>\u3000</seg>b",
+        "  </seg>",
+        "</seg></seg> ",
+        " a  b  </seg>c </seg> d ",
+        "a  < /seg>",
+    ],
+)
+def test_spaces_around_the_end_of_a_segment_go_as_with_sed(line):
+    """`s/\\s*<\\/seg>\\s*//g`, with spaces looked at once only."""
+    plain = re.sub(r"[ \u3000]*</seg>[ \u3000]*", "", line)
+    assert wit3.segment_text(line) == plain
 
 
 def test_extract_takes_what_matters(tmp_path):
