@@ -10,9 +10,9 @@ say "lint: ruff"
 "$VENV/bin/python" -m ruff check .
 "$VENV/bin/python" -m ruff format --check .
 say "lint: shell scripts"
-for script in scripts/*.sh scripts/lib/*.sh .ci/run; do bash -n "$script"; done
+for script in scripts/*.sh scripts/lib/*.sh scripts/launch/*.sbatch .ci/run; do bash -n "$script"; done
 if [ -x "$VENV/bin/shellcheck" ]; then
-    "$VENV/bin/shellcheck" --external-sources --exclude=SC1091 scripts/*.sh scripts/lib/*.sh .ci/run
+    "$VENV/bin/shellcheck" --external-sources --exclude=SC1091 scripts/*.sh scripts/lib/*.sh scripts/launch/*.sbatch .ci/run
 else
     say "shellcheck is not installed: scripts are only parsed"
 fi

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 
 
 def wrap(owner: object, name: str, wrapper: Callable[[Callable], Callable]) -> None:
-    """Replace owner.name by wrapper(owner.name), once however often it is asked for.
+    """Replace owner.name by wrapper(owner.name), once however often it is asked for. Others may have wrapped it before.
 
     Args:
         owner: a module or a class.
-        name: of the function, or of the class's static method.
+        name: of the function, or of the class's method.
         wrapper: takes the original, which stays reachable as `__wrapped__`.
     """
     original = getattr(owner, name)
-    if hasattr(original, "mended_by"):
+    mends, mend = getattr(original, "mended_by", ()), (wrapper.__module__, wrapper.__qualname__)
+    if mend in mends:
         return
     replacement = functools.wraps(original)(wrapper(original))
-    replacement.mended_by = __package__
-    setattr(owner, name, staticmethod(replacement) if isinstance(owner, type) else replacement)
+    replacement.mended_by = (*mends, mend)
+    is_static = isinstance(inspect.getattr_static(owner, name), staticmethod)
+    setattr(owner, name, staticmethod(replacement) if is_static else replacement)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.prepared import PreparedData
 from intra_distillation_fairseq.experiments.recipes import OPTIONS_OF_TRAIN, as_flags
+from intra_distillation_fairseq.experiments.rendezvous import Launched, Told, on_this_machine, why_not
 
 TASK = "translation_intra_distillation"
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -16,6 +17,10 @@ USER_DIR = Path(__file__).resolve().parents[1]
 _PRECISION_FLAGS = ("amp", "memory-efficient-fp16", "memory-efficient-bf16")
 # How the processes of one run find each other: differs from process to process and from launch to launch.
 _RENDEZVOUS = ("distributed-rank", "distributed-init-method", "distributed-port", "device-id", "local_rank")
+# Where the curves are shown decides nothing: one may begin, or stop, to look at a run that goes on.
+_BOARDS = ("tensorboard-logdir", "wandb-project")
+# What becomes of an update that goes wrong: a training that stopped for one may go on without it.
+_POLICIES = ("id-nan-policy",)
 
 
 def last_value(words: list[str], option: str) -> str | None:
@@ -65,13 +70,13 @@ def check_flags(flags: list[str]) -> None:
 
 
 def lasting_flags(flags: list[str]) -> list[str]:
-    """Flags without those by which the processes of one run find each other."""
+    """Flags without those by which the processes of one run find each other, or its curves are shown."""
     kept, skip = [], False
     for flag in flags:
         name, equals, _ = flag.removeprefix("--").partition("=")
         if skip:
             skip = False
-        elif flag.startswith("--") and name in _RENDEZVOUS:
+        elif flag.startswith("--") and name in (*_RENDEZVOUS, *_BOARDS, *_POLICIES):
             skip = not equals
         else:
             kept.append(flag)
@@ -114,21 +119,27 @@ class Batch(NamedTuple):
     line: str
 
 
-def number_of_processes(options: list[str], flags: list[str], devices: list[str]) -> int:
-    """Processes that train together: --distributed-world-size, else one for each GPU.
+def usable_gpus(words: list[str], devices: list[str]) -> int:
+    """How many GPUs a command may use: none with --cpu."""
+    return 0 if "--cpu" in words else len(devices)
+
+
+def number_of_processes(options: list[str], flags: list[str], devices: list[str], by: Launched | None = None) -> int:
+    """Processes that train together: --distributed-world-size, else those that were launched, else one for each GPU.
 
     Args:
         options: the recipe's options, as words.
         flags: what the user gave after `--`.
         devices: the GPUs.
+        by: the launcher of this process.
     """
     given = last_value(options + flags, "distributed-world-size")
     if given and given.isdigit():
         return max(1, int(given))
-    return max(1, len(devices)) if "--cpu" not in options + flags else 1
+    return by.world_size if by else max(1, usable_gpus(options + flags, devices))
 
 
-def batch(options: list[str], flags: list[str], devices: list[str]) -> Batch | None:
+def batch(options: list[str], flags: list[str], devices: list[str], by: Launched | None = None) -> Batch | None:
     """The batch on several processes (one per GPU), each of which takes max-tokens for itself.
 
     A recipe that collects several batches for an update (update-freq above 1) collects fewer on each process. One that
@@ -138,16 +149,16 @@ def batch(options: list[str], flags: list[str], devices: list[str]) -> Batch | N
         options: the recipe's options, as words.
         flags: what the user gave after `--`.
         devices: the GPUs.
+        by: the launcher of this process.
     Returns:
         None with one process, or where the user has decided on the batch.
     """
     given = last_value(options + flags, "distributed-world-size")
-    visible = 0 if "--cpu" in options + flags else len(devices)
-    processes = number_of_processes(options, flags, devices)
+    processes = number_of_processes(options, flags, devices, by)
     tokens, frequency = (last_value(options, name) or "" for name in ("max-tokens", "update-freq"))
     if processes < 2 or not tokens.isdigit() or any(last_value(flags, name) for name in ("max-tokens", "update-freq")):
         return None
-    what = f"{processes} {'GPUs' if visible else 'processes'}"
+    what = f"{processes} {'GPUs' if usable_gpus(options + flags, devices) else 'processes'}"
     if frequency.isdigit() and int(frequency) > 1:
         derived = max(1, int(int(frequency) / processes + 0.5))
         words, total, wanted = ["--update-freq", str(derived)], processes * derived, int(frequency)
@@ -164,31 +175,42 @@ def batch(options: list[str], flags: list[str], devices: list[str]) -> Batch | N
     )
 
 
-def check_processes(flags: list[str], devices: list[str]) -> None:
-    """Refuse launches of several processes that do nothing, hang, or train several times into one folder (P9).
+def meeting_flags(options: list[str], flags: list[str], devices: list[str], by: Launched | None) -> list[str]:
+    """fairseq's flags by which the processes of one training find each other; the user's own, put after them, win.
 
+    Args:
+        options: the recipe's options, as words.
+        flags: what the user gave after `--`.
+        devices: the GPUs.
+        by: the launcher of this process.
     Raises:
-        UserError: says what to give instead.
+        UserError: a launch of several processes that would do nothing, hang, or train several times into one folder
+            (P9); it says what to give instead.
     """
-    launched = os.environ.get("WORLD_SIZE", "1")
-    given = {name: last_value(flags, name) for name in ("distributed-world-size", "distributed-rank")}
-    no_spawn = "--distributed-no-spawn" in flags
-    if launched not in ("", "1") and not (no_spawn and all(given.values())):
-        raise UserError(
-            f"WORLD_SIZE is '{launched}': under torchrun each process would train alone into the same folder; "
-            "start train.sh without torchrun (fairseq starts one process per GPU itself), or give it, after --, "
-            "--distributed-world-size $WORLD_SIZE --distributed-rank $RANK --distributed-init-method env:// "
-            "--distributed-no-spawn"
-        )
-    several = (given["distributed-world-size"] or "1") != "1" or last_value(
-        flags, "distributed-init-method"
-    ) is not None
-    if several and not no_spawn and not devices:
-        raise UserError(
-            f"--distributed-world-size '{given['distributed-world-size'] or 1}' without a GPU: fairseq would start "
-            "no process and train nothing; start each process yourself and add --distributed-no-spawn "
-            "--distributed-rank R --distributed-backend gloo"
-        )
+    gpus = usable_gpus(options + flags, devices)
+    words = by.flags(gpus) if by else []
+    given = options + words + flags
+    told = Told(
+        world_size=_whole_number(given, "distributed-world-size", max(1, gpus)),
+        rank=_whole_number(given, "distributed-rank", 0),
+        init_method=last_value(given, "distributed-init-method"),
+        no_spawn="--distributed-no-spawn" in given,
+        backend=last_value(given, "distributed-backend") or ("nccl" if gpus else "gloo"),
+    )
+    if reason := why_not(told, by, gpus, os.environ):
+        raise UserError(reason)
+    if by is None and told.no_spawn and not gpus:
+        return ["--distributed-backend", "gloo"]
+    if by is None and told.world_size > 1 and told.init_method is None and "SLURM_JOB_ID" in os.environ:
+        return on_this_machine()
+    return words
+
+
+def _whole_number(words: list[str], option: str, otherwise: int) -> int:
+    given = last_value(words, option)
+    if given is not None and not (given.isascii() and given.isdigit()):
+        raise UserError(f"--{option} is '{given}': it must be a whole number")
+    return otherwise if given is None else int(given)
 
 
 def train_command(

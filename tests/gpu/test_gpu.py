@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from fairseq.distributed import utils as distributed_utils
+from fairseq.utils import set_torch_seed
 from fairseq_commands import TINY_MODEL, USER_DIR, command
 from tiny_corpus import write_corpus
 from torch import nn
@@ -9,8 +11,9 @@ from torch import nn
 from intra_distillation_fairseq import passes
 from intra_distillation_fairseq.losses import projected
 from intra_distillation_fairseq.losses.backends import BACKENDS
-from intra_distillation_fairseq.losses.divergence import DIVERGENCES
+from intra_distillation_fairseq.losses.closed_form import CLOSED_FORMS
 from intra_distillation_fairseq.losses.objective import Objective
+from intra_distillation_fairseq.tasks.rank_masks import RankMasksMixin
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -36,9 +39,29 @@ def test_recompute_draws_the_masks_of_sequential():
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
+def test_each_process_draws_masks_of_its_own(monkeypatch):
+    class Task:
+        def train_step(self):
+            return nn.functional.dropout(torch.ones(1000, device="cuda")).eq(0).cpu().numpy().tobytes()
+
+    class TaskOfRanks(RankMasksMixin, Task):
+        pass
+
+    def masks(rank):
+        monkeypatch.setattr(distributed_utils, "get_global_rank", lambda: rank)
+        set_torch_seed(1)  # as fairseq's trainer does before each update
+        return [TaskOfRanks().train_step() for _ in range(2)]
+
+    assert len({mask for rank in range(4) for mask in masks(rank)}) == 8
+    assert masks(3) == masks(3)
+    first = masks(0)
+    set_torch_seed(1)
+    assert first == [Task().train_step() for _ in range(2)]
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_loss_against_float64_on_the_cpu(backend, divergence, dtype, autocast):
     generator = torch.Generator().manual_seed(0)

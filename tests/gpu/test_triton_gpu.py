@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from intra_distillation_fairseq.losses.backends import BACKENDS
-from intra_distillation_fairseq.losses.divergence import DIVERGENCES
+from intra_distillation_fairseq.losses.closed_form import CLOSED_FORMS
 from intra_distillation_fairseq.losses.objective import Objective
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -37,7 +37,7 @@ def with_gradient(loss, logits, target, objective, upstream=1.0, **options):
     return *(value.detach() for value in result), gradient
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("v", [5, 1024, 12000, 12001])
 @pytest.mark.parametrize("k", [2, 3, 4, 5, 6, 7, 8])
 def test_equal_to_the_reference_in_float64(k, v, divergence):
@@ -46,7 +46,7 @@ def test_equal_to_the_reference_in_float64(k, v, divergence):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("k", "v"), [(2, 262144), (3, 12000), (3, 12001), (8, 32001)])
 def test_error_within_twice_that_of_plain_pytorch(k, v, dtype, divergence):
@@ -62,7 +62,7 @@ def test_error_within_twice_that_of_plain_pytorch(k, v, dtype, divergence):
     assert errors[1] <= 2 * errors[0]
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("gap", [50.0, 100.0, 105.0, 200.0, 1000.0])
 def test_finite_at_a_large_gap_of_logits(gap, dtype, divergence):
@@ -88,7 +88,7 @@ def test_a_tiny_divergence_does_not_cancel(shift):
     assert triton_loss(logits, target, objective()).divergence_sum.item() == pytest.approx(exact, rel=1e-3)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_only_padding_gives_zero(n, divergence):
     logits, target = torch.full((3, n, 7), float("nan"), device="cuda"), torch.full((n,), PAD, device="cuda")
@@ -98,7 +98,7 @@ def test_only_padding_gives_zero(n, divergence):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 def test_passes_apart_in_float16_under_a_loss_scale(divergence, overwrite):
     """Gradients far below float16's range, lifted into it by the upstream gradient; also over the logits themselves."""
     logits, target = random_logits(3, 9, 2001, torch.float16), random_target(9, 2001)
@@ -114,7 +114,7 @@ def test_passes_apart_in_float16_under_a_loss_scale(divergence, overwrite):
             torch.autograd.grad(loss, leaves)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("apart", [True, False])
 def test_more_than_2_to_the_31_elements_per_pass(apart, divergence):
     k, v = 2, 32003
@@ -157,7 +157,7 @@ def no_waiting():
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 def test_a_step_neither_waits_nor_compiles_again(divergence, request, monkeypatch):
     from intra_distillation_fairseq.losses import triton_kernels
 
@@ -175,7 +175,7 @@ def test_a_step_neither_waits_nor_compiles_again(divergence, request, monkeypatc
         step(n, weight)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 def test_memory_and_repeatability(divergence):
     """Over the logits: a few numbers per token beside them. The same bits in every run."""
     logits, target = random_logits(3, 512, 12001, torch.bfloat16), random_target(512, 12001)

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import intra_distillation_fairseq
@@ -32,7 +32,7 @@ forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(["fairseq_cli.train", "fairseq_cli.generate", "intra_distillation_fairseq"])
 
 
-def _run_here(name: str, arguments: list[str], output: str, errors: str) -> None:
+def _run_here(name: str, arguments: list[str], output: str, errors: str, before: Callable[[], None] | None) -> None:
     """In the forked process: the command with its output in files; leaves with the command's exit code."""
     for stream, path in ((1, output), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
@@ -40,29 +40,45 @@ def _run_here(name: str, arguments: list[str], output: str, errors: str) -> None
     multiprocessing.set_start_method("fork", force=True)  # data loaders as in a process that was started by hand
     code = 0
     try:
+        if before:
+            before()
         importlib.import_module(f"fairseq_cli.{name}").cli_main()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         if isinstance(leaving.code, str):
             print(leaving.code, file=sys.stderr)
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())  # as where nothing catches it
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
+    sys.modules["fairseq.logging.progress_bar"]._close_writers()  # TensorBoard's, for an exit that is none
     for data_loader in multiprocessing.active_children():
         data_loader.kill()
     os._exit(code)
 
 
 class Running:
-    """A command under way."""
+    """A command under way; `before` is a function of a test module, called in its process before it."""
 
-    def __init__(self, name: str, *arguments: object):
+    def __init__(self, name: str, *arguments: object, before: Callable[[], None] | None = None):
         self.arguments = [str(a) for a in arguments]
         self._files = [tempfile.mkstemp(prefix="fairseq-")[1] for _ in range(2)]
-        self._process = forkserver.Process(target=_run_here, args=(name, self.arguments, *self._files))
+        self._process = forkserver.Process(target=_run_here, args=(name, self.arguments, *self._files, before))
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def output(self) -> str:
+        """What it has written so far."""
+        return Path(self._files[0]).read_text(encoding="utf-8", errors="replace")
+
+    def ended(self, within: float) -> bool:
+        """Wait for its end, for so many seconds at most."""
+        self._process.join(within)
+        return self._process.exitcode is not None
 
     def wait(self, timeout: float = 300) -> subprocess.CompletedProcess:
         self._process.join(timeout)

@@ -17,7 +17,7 @@ from fairseq.logging import metrics
 from fairseq_commands import TINY_MODEL, TRAINING, USER_DIR, command
 from in_process import gradient, make_criterion, make_model, make_task
 from omegaconf import OmegaConf
-from test_training import assert_same_parameters, logged, two_processes
+from test_training import assert_same_parameters, logged
 
 from intra_distillation_fairseq import checkpoints
 from intra_distillation_fairseq.cli import main
@@ -383,19 +383,6 @@ def test_resuming_equals_never_stopping_and_the_checkpoint_has_no_teacher(train,
     assert student["criterion"] is None
     entries = [state["last_optimizer_state"]["state"] for state in (student, other)]
     assert len(entries[0]) == len(entries[1])
-
-
-@pytest.mark.parametrize("backend", ["c10d", "legacy_ddp"])
-def test_two_processes_equal_one_with_update_freq_two(train, tiny_data, teacher, tmp_path, backend):
-    flags = [*OURS, "--teacher", teacher, "--dropout", 0, "--max-update", 4]
-    one = train(*flags, "--update-freq", 2, save_dir=tmp_path / "one")
-    assert one.returncode == 0, one.stderr[-3000:]
-    logs = two_processes(tiny_data, tmp_path / "two", *flags, "--ddp-backend", backend)
-    for a, b in zip(logged(one.stdout), logged(logs[0]), strict=True):
-        assert float(a["kd_loss"]) == pytest.approx(float(b["kd_loss"]), abs=2e-3)
-    assert_same_parameters(
-        tmp_path / "one" / "checkpoint_last.pt", tmp_path / "two" / "checkpoint_last.pt", rtol=1e-3, atol=1e-4
-    )
 
 
 def test_validation_bleu_is_the_students(train, teacher, tmp_path):

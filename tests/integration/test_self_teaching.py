@@ -8,10 +8,10 @@ import torch
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.logging import metrics
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
-from fairseq_commands import TINY_MODEL, TRAINING, USER_DIR, Running
 from in_process import gradient, make_criterion, make_task
 from omegaconf import OmegaConf
-from test_training import free_port, logged, parameters
+from several_processes import several_processes
+from test_training import logged, parameters
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -377,17 +377,7 @@ def test_two_processes_equal_one_with_update_freq_two(train, tiny_data, tmp_path
     flags = [*OURS, "--student-layers", "2,1", "--dropout", 0, "--max-update", 6]
     alone = train(*flags, "--update-freq", 2, save_dir=tmp_path / "one")
     assert alone.returncode == 0, alone.stderr[-3000:]
-    address = f"tcp://127.0.0.1:{free_port()}"
-    processes = [
-        Running(
-            "train", tiny_data, "--user-dir", USER_DIR, "--save-dir", tmp_path / "two", *TINY_MODEL, *TRAINING, *flags,
-            "--distributed-world-size", 2, "--distributed-rank", rank, "--distributed-init-method", address,
-            "--distributed-no-spawn", "--distributed-backend", "gloo", "--ddp-backend", *backend,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    done = [process.wait() for process in processes]
-    assert [d.returncode for d in done] == [0, 0], "".join(d.stderr[-3000:] for d in done)
+    several_processes(2, tiny_data, tmp_path / "two", *flags, "--ddp-backend", *backend)
     one, two = (parameters(tmp_path / name / "checkpoint_last.pt") for name in ("one", "two"))
     # The layers above, which nobody uses any more, get zeros in place of no gradient, so Adam still moves them.
     trained = [name for name in one if ".layers.2." not in name]

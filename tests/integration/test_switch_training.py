@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 from fairseq_commands import TINY_MODEL, TRAINING, USER_DIR, command
-from test_training import assert_same_parameters, logged, parameters, two_processes
+from several_processes import several_processes
+from test_training import assert_same_parameters, logged, parameters
 
 SWITCH = ["--task", "translation_intra_distillation", "--arch", "switch_transformer_small"]
 LSCE = "--criterion label_smoothed_cross_entropy --label-smoothing 0.1".split()
@@ -76,7 +77,7 @@ def test_two_processes_equal_one_with_update_freq_two(train, tiny_data, tmp_path
     flags = [*SWITCH, *ID, mode, "--dropout", 0.0, "--max-update", 5, "--switch-experts", 8, "--max-tokens", 60]
     one = train(*flags, "--update-freq", 2, save_dir=tmp_path / "one")
     assert one.returncode == 0, one.stderr[-3000:]
-    logs = two_processes(tiny_data, tmp_path / "two", *flags, "--ddp-backend", backend)
+    logs = several_processes(2, tiny_data, tmp_path / "two", *flags, "--ddp-backend", backend)
     expected, got = logged(one.stdout), logged(logs[0])
     assert len(got) == 5
     for a, b in zip(expected, got):

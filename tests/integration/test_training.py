@@ -1,17 +1,18 @@
-"""fairseq-train, -generate, -interactive with the plugin: modes, precisions, resume, two processes, messages."""
+"""fairseq-train, -generate, -interactive with the plugin: modes, precisions, resume, messages."""
 
 import json
 import re
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
-from fairseq_commands import TINY_MODEL, TRAINING, USER_DIR, Running, command
+from fairseq_commands import TINY_MODEL, TRAINING, USER_DIR, command
+
+from intra_distillation_fairseq.passes import PASS_MODES
 
 OURS = "--task translation_intra_distillation --criterion intra_distillation --label-smoothing 0.1".split()
-MODES = ["stacked", "sequential", "recompute"]
+MODES = list(PASS_MODES)
 
 
 def logged(text: str, kind: str = "train_inner") -> list[dict]:
@@ -109,59 +110,6 @@ def test_adaptive_softmax_is_refused_with_one_line(train, tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: --adaptive-softmax-cutoff is set")
     assert not list(tmp_path.rglob("*.pt"))
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def two_processes(data, save_dir, *flags):
-    """fairseq-train in two processes on the CPU; returns their logs."""
-    address = f"tcp://127.0.0.1:{free_port()}"
-    processes = [
-        Running(
-            "train", data, "--user-dir", USER_DIR, "--save-dir", save_dir, *TINY_MODEL, *TRAINING, *flags,
-            "--distributed-world-size", 2, "--distributed-rank", rank, "--distributed-init-method", address,
-            "--distributed-no-spawn", "--distributed-backend", "gloo",
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    done = [process.wait() for process in processes]
-    assert [d.returncode for d in done] == [0, 0], "".join(d.stderr[-3000:] for d in done)
-    return [d.stdout for d in done]
-
-
-@pytest.mark.parametrize("backend", ["c10d", "legacy_ddp"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("loss_input", ["features", "logits"])
-def test_two_processes_equal_one_with_update_freq_two(train, tiny_data, tmp_path, backend, mode, loss_input):
-    flags = [*OURS, "--id-pass-mode", mode, "--dropout", 0, "--max-update", 6, "--id-p", 2, "--id-q", 10]
-    flags += ["--id-loss-input", loss_input]
-    one = train(*flags, "--update-freq", 2, save_dir=tmp_path / "one")
-    assert one.returncode == 0, one.stderr[-3000:]
-    logs = two_processes(tiny_data, tmp_path / "two", *flags, "--ddp-backend", backend)
-    expected, got = logged(one.stdout), logged(logs[0])
-    assert len(got) == 6
-    for a, b in zip(expected, got):
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=2e-3)
-        assert float(a["id_alpha"]) == pytest.approx(float(b["id_alpha"]))
-    assert_same_parameters(
-        tmp_path / "one" / "checkpoint_last.pt", tmp_path / "two" / "checkpoint_last.pt", rtol=1e-3, atol=1e-4
-    )
-
-
-@pytest.mark.parametrize("backend", ["c10d", "legacy_ddp"])
-def test_two_processes_with_dropout_and_resume(tiny_data, tmp_path, backend):
-    """The state broadcast at resume (P5); recompute equals sequential bit for bit inside the data-parallel wrapper."""
-    flags = [*OURS, "--ddp-backend", backend, "--id-alpha-schedule", "constant"]
-    for mode in ("sequential", "recompute"):
-        two_processes(tiny_data, tmp_path / mode, *flags, "--id-pass-mode", mode, "--max-update", 2)
-        logs = two_processes(tiny_data, tmp_path / mode, *flags, "--id-pass-mode", mode, "--max-update", 4)
-        assert [u["num_updates"] for u in logged(logs[0])] == ["3", "4"]
-        assert float(logged(logs[0])[-1]["id_loss"]) > 0
-    assert_same_parameters(*(tmp_path / mode / "checkpoint_last.pt" for mode in ("sequential", "recompute")))
 
 
 @pytest.fixture(scope="module")

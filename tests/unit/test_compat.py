@@ -156,7 +156,7 @@ def test_errors_that_are_not_the_files_pass_unchanged(tmp_path, monkeypatch, err
         raise error
 
     torch.save({}, tmp_path / "c.pt")
-    monkeypatch.setattr(torch, "load", fail)
+    monkeypatch.setattr(checkpoint_utils, "_upgrade_state_dict", fail)
     with pytest.raises(type(error)) as caught:
         checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "c.pt"))
     assert caught.value is error
@@ -175,33 +175,75 @@ def test_ddp_on_cpu_ignores_the_device(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-# P9: launches that do not train
-def launch(world_size=1, init_method=None, no_spawn=False):
+# P9: launches that do not train. What is refused: test_rendezvous.py.
+def launch(cpu=False, criterion=None, model=None, **distributed):
     """The calls of main that this launch makes."""
     cfg = OmegaConf.structured(FairseqConfig())
-    cfg.distributed_training.distributed_world_size = world_size
-    cfg.distributed_training.distributed_init_method = init_method
-    cfg.distributed_training.distributed_no_spawn = no_spawn
+    cfg.common.cpu = cpu
+    cfg.criterion, cfg.model = criterion, model
+    for name, value in {"distributed_world_size": 1, **distributed}.items():
+        cfg.distributed_training[name] = value
     called = []
     distributed_utils.call_main(cfg, lambda cfg: called.append(cfg))
     return called
 
 
-def test_a_plain_launch_is_let_through(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+@pytest.fixture
+def started_by_hand(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM_")] + ["WORLD_SIZE", "RANK"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_plain_launch_is_let_through(started_by_hand):
     assert len(launch()) == 1
 
 
-def test_torchrun_without_world_size_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_a_launcher_without_world_size_is_refused(started_by_hand, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(
-        SystemExit, match=r"^error: a launcher started 2 processes \(WORLD_SIZE\), but --distributed-world"
+        SystemExit, match="^error: torchrun started 2 processes, but --distributed-world-size is 1: each"
     ):
+        launch()
+    monkeypatch.delenv("RANK")
+    with pytest.raises(SystemExit, match="^error: WORLD_SIZE is '2', but RANK is not set"):
         launch()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="fairseq starts processes where there is a GPU")
-def test_spawning_without_a_gpu_is_refused(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(SystemExit, match="^error: --distributed-init-method is given on a machine without a GPU"):
-        launch(world_size=2, init_method="tcp://127.0.0.1:1")
+def test_spawning_without_a_gpu_is_refused(started_by_hand):
+    with pytest.raises(SystemExit, match="^error: --distributed-world-size '2' without a GPU: fairseq would start no"):
+        launch(cpu=True, distributed_world_size=2, distributed_init_method="tcp://127.0.0.1:1")
+
+
+# fully_sharded
+@pytest.mark.parametrize(
+    ("gpus", "fairscale", "criterion", "model", "message"),
+    [
+        (0, True, {}, {}, "which needs a GPU: use --ddp-backend legacy_ddp or pytorch_ddp"),
+        (1, False, {}, {}, r"which needs fairscale: install it \(pip install fairscale\)"),
+        (
+            1,
+            True,
+            {"id_pass_mode": "recompute"},
+            {},
+            "and --id-pass-mode 'recompute'.*use stacked with --checkpoint-act",
+        ),
+        (1, True, {"id_pass_mode": "stacked"}, {"arch": "switch_transformer_big"}, "routers of experts"),
+        (1, True, {}, {"arch": "transformer", "decoder_layerdrop": 0.1}, "LayerDrop"),
+    ],
+)
+def test_sharding_that_does_not_work_is_refused(
+    started_by_hand, monkeypatch, gpus, fairscale, criterion, model, message
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if fairscale else None)
+    with pytest.raises(SystemExit, match=f"^error: --ddp-backend is 'fully_sharded'.*{message}"):
+        launch(ddp_backend="fully_sharded", criterion=criterion, model=model)
+
+
+def test_sharding_is_let_through_where_it_works(started_by_hand, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    model = {"arch": "transformer_big", "encoder_layerdrop": 0}
+    assert launch(ddp_backend="fully_sharded", criterion={"id_pass_mode": "stacked"}, model=model)
+    assert launch(ddp_backend="legacy_ddp", criterion={"id_pass_mode": "recompute"}, model=model)
