@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from intra_distillation_fairseq import stopping
+from intra_distillation_fairseq.corpus.workers import die_with_parent
 from intra_distillation_fairseq.errors import UserError
 
 POLL_SECONDS = 0.2
+PASSED_ON = (signal.SIGINT, signal.SIGHUP, *stopping.SIGNALS)
 # Warnings that fairseq raises on today's PyTorch and hydra whatever one does. Each line: start of the message, category
 # and module, in Python's own format for PYTHONWARNINGS; nothing else is hidden.
 HARMLESS_WARNINGS = (
@@ -54,11 +57,12 @@ def run_logged(
     started: Callable[[int], None] = lambda pid: None,
     pass_fds: tuple[int, ...] = (),
     append: bool = False,
+    dies_with_us: bool = False,
 ) -> int:
     """Run a command to its end.
 
-    The command writes straight into the files, so that it does not depend on this process being alive. SIGINT, SIGTERM
-    and SIGHUP are passed on to it; a second one kills it.
+    The command writes straight into the files, so that it does not depend on this process being alive. The signals of
+    `passed_on_signals` are passed on to it; a second one kills it.
 
     Args:
         command: words of the command.
@@ -68,8 +72,10 @@ def run_logged(
         started: called once with the process id of the command.
         pass_fds: file descriptors that the command inherits.
         append: keep what is in `output`, and follow only what is new.
+        dies_with_us: end it if this process is killed, for a command whose result nobody else would read.
     Returns:
-        Exit status; 128 + signal where a signal ended it.
+        Exit status; 128 + signal where a signal ended it or this process was sent one, but `stopping.STATUS` where the
+        command had time to save.
     """
     with passed_on_signals() as signals:
         with open(output, "ab" if append else "wb") as out, open(errors or os.devnull, "wb") as err:
@@ -82,11 +88,12 @@ def run_logged(
                 env=_environment(),
                 pass_fds=pass_fds,
                 start_new_session=True,  # a Ctrl-C reaches only this process, which passes it on once
+                preexec_fn=die_with_parent if dies_with_us else None,
             )
         signals.send_to(child)
         started(child.pid)
         _follow(child, output, start, follow)
-    if signals.received:
+    if signals.received and child.returncode != stopping.STATUS:
         return 128 + signals.received[0]
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
@@ -116,10 +123,17 @@ def tail(path: Path, lines: int = 20) -> str:
 
 def describe_status(status: int) -> str:
     """An exit status in words."""
+    if status == stopping.STATUS:
+        return "a signal"
     if status <= 128:
         return f"exit status {status}"
     name = signal.Signals(status - 128).name if status - 128 in list(signal.Signals) else f"signal {status - 128}"
     return f"{name} (too little memory is the usual reason)" if name == "SIGKILL" else name
+
+
+def was_stopped(status: int) -> bool:
+    """Whether an exit status means that a signal asked for the end, so that the same command goes on."""
+    return status == stopping.STATUS or status - 128 in PASSED_ON
 
 
 def _environment() -> dict[str, str]:
@@ -133,7 +147,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-class Signals:
+class Signals(stopping.Requests):
     """Passes signals on to the process groups of children.
 
     Args:
@@ -141,12 +155,13 @@ class Signals:
     """
 
     def __init__(self, second_kills: bool) -> None:
-        self.received: list[int] = []
+        super().__init__()
         self._second_kills = second_kills
         self._children: list[subprocess.Popen] = []
 
     def __call__(self, number: int, frame: object) -> None:
-        self.received.append(number)
+        if not self.add(number):
+            return
         for child in self._children:
             self._pass_on(child)
 
@@ -166,7 +181,7 @@ class Signals:
 
 @contextmanager
 def passed_on_signals(second_kills: bool = True) -> Iterator[Signals]:
-    """Handle SIGINT, SIGTERM and SIGHUP; set before a child starts, which so gets the default handlers.
+    """Handle SIGINT, SIGHUP, SIGTERM and SIGUSR1; set before a child starts, which so gets the default handlers.
 
     Args:
         second_kills: see `Signals`.
@@ -177,7 +192,7 @@ def passed_on_signals(second_kills: bool = True) -> Iterator[Signals]:
     if threading.current_thread() is not threading.main_thread():
         yield signals  # Python lets only the main thread handle signals
         return
-    before = {number: signal.signal(number, signals) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, signals) for number in PASSED_ON}
     try:
         yield signals
     finally:
