@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.experiments import devices, launch, logs, processes
+from intra_distillation_fairseq.experiments import devices, launch, logs, processes, rendezvous
+from intra_distillation_fairseq.experiments.paths import check_for_fairseq
 from intra_distillation_fairseq.experiments.prepared import PreparedData, open_prepared
-from intra_distillation_fairseq.experiments.progress import Progress
 from intra_distillation_fairseq.experiments.recipes import Recipe, evaluation_as_dict, find_recipe, read_recipe
 from intra_distillation_fairseq.experiments.runs import RunFolder
 from intra_distillation_fairseq.files import Held, lock, write_json
+from intra_distillation_fairseq.progress import Progress
+from intra_distillation_fairseq.whole_checkpoints import damage
 
 TAKES_FLAGS = True  # what follows -- goes to fairseq-train
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     options = recipe.options(args.method)
     data = open_prepared(args.data, ("train", "valid"))
     folder = RunFolder(args.save_dir)
+    check_for_fairseq("--save-dir", folder.folder)
     settings = {
         "method": args.method,
         "options": options,
@@ -63,46 +66,41 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "flags": launch.lasting_flags(flags),
     }
-    rank = launch.last_value(flags, "distributed-rank") or "0"
+    by = rendezvous.launched(os.environ)
+    rank = launch.last_value(flags, "distributed-rank") or str(by.rank if by else 0)
     if rank != "0":
-        return _train_other_rank(args, folder, data, options, rank)
+        return _train_other_rank(args, folder, data, settings, by, rank)
     folder.read()  # refuses what is not a folder before anything is written
     with lock(folder.folder / ".train.lock", "the run folder") as held:
-        return _train(args, folder, recipe, data, settings, held)
+        return _train(args, folder, recipe, data, settings, by, held)
 
 
 def _train(
-    args: argparse.Namespace, folder: RunFolder, recipe: Recipe, data: PreparedData, settings: dict, held: Held
+    args: argparse.Namespace,
+    folder: RunFolder,
+    recipe: Recipe,
+    data: PreparedData,
+    settings: dict,
+    by: rendezvous.Launched | None,
+    held: Held,
 ) -> int:
     flags: list[str] = args.after_dashes
     options = launch.as_flags(settings["options"])
     limit = launch.max_update(options + flags)
-    old = folder.read() or {}
-    saves = not any(launch.has_flag(options + flags, flag) for flag in ("no-save", "no-last-checkpoints"))
-    lost = saves and not folder.last_checkpoint.exists()
-    if folder.finished.exists() or (not lost and logs.read_log(folder.log).complete(limit)):
-        # Nothing will be computed, so what `auto` would mean on this machine does not matter (nor wait for torch).
-        settings["precision"] = old["settings"]["precision"] if old and args.precision == "auto" else args.precision
-        folder.admit(settings)
-        if lost:
-            raise UserError(
-                f"the run in '{folder.folder}' has finished, but its {folder.last_checkpoint.name} is gone: delete "
-                f"'{folder.finished}' to train it again, or choose another --save-dir"
-            )
+    if _is_over(args, folder, settings, limit):
         _note_evaluation(folder, recipe)
         _finish(folder, limit)
         print(f"already finished, nothing to do: {folder.folder}", file=sys.stderr)
         return 0
 
     device = devices.probe()
-    launch.check_processes(flags, device["devices"])
     settings["precision"] = launch.choose_precision(args.precision, device["devices"], options + flags)
     folder.admit(settings)
-    command = _command(args, folder, data, settings["options"], settings["precision"], device["devices"])
+    command = _command(args, folder, data, settings, by, device["devices"])
     folder.remove_leftovers()
     if not folder.checkpoints():
         folder.log.unlink(missing_ok=True)  # of an attempt that left nothing to go on from
-    batch = launch.batch(options, flags, device["devices"])
+    batch = launch.batch(options, flags, device["devices"], by)
     if batch and (batch.flags or not folder.checkpoints()):
         print(f"note: {batch.line}", file=sys.stderr)
     folder.write_record(
@@ -119,25 +117,58 @@ def _train(
     )
     folder.write_command(command, {name: os.environ[name] for name in _NUMERIC_ENVIRONMENT if name in os.environ})
     frequency = launch.last_value([*options, *(batch.flags if batch else []), *flags], "update-freq") or "1"
-    processes_together = launch.number_of_processes(options, flags, device["devices"])
+    processes_together = launch.number_of_processes(options, flags, device["devices"], by)
+    if processes_together < len(device["devices"]) and "--cpu" not in options + flags:
+        print(f"note: {len(device['devices'])} GPUs are here, {processes_together} of them train", file=sys.stderr)
     for change in folder.add_environment(device, processes=processes_together, update_freq=frequency):
         print(f"note: {change}: the rest of this run may differ in its last digits", file=sys.stderr)
     return _launch(args, folder, command, batch.line if batch else None, limit, held)
 
 
+def _is_over(args: argparse.Namespace, folder: RunFolder, settings: dict, limit: int) -> bool:
+    """Whether the run has finished; told alike by each process of a training, or some would wait for the others.
+
+    Raises:
+        UserError: it has, but with other settings, or its last checkpoint is gone.
+    """
+    words = launch.as_flags(settings["options"]) + args.after_dashes
+    last = folder.last_checkpoint
+    saves = not any(launch.has_flag(words, flag) for flag in ("no-save", "no-last-checkpoints"))
+    lost = saves and not last.exists()
+    noted = folder.finished.exists()  # else the log tells: nobody may have been left to note it
+    if not noted and (lost or not logs.read_log(folder.log).complete(limit) or (last.exists() and damage(last))):
+        return False
+    old = folder.read()
+    # Nothing will be computed, so what `auto` would mean on this machine does not matter (nor wait for torch).
+    precision = old["settings"]["precision"] if old and args.precision == "auto" else args.precision
+    folder.admit({**settings, "precision": precision})
+    if lost:
+        raise UserError(
+            f"the run in '{folder.folder}' has finished, but its {last.name} is gone: delete '{folder.finished}' to "
+            "train it again, or choose another --save-dir"
+        )
+    return True
+
+
 def _command(
-    args: argparse.Namespace, folder: RunFolder, data: PreparedData, options: dict, precision: str, gpus: list[str]
+    args: argparse.Namespace,
+    folder: RunFolder,
+    data: PreparedData,
+    settings: dict,
+    by: rendezvous.Launched | None,
+    gpus: list[str],
 ) -> list[str]:
-    batch = launch.batch(launch.as_flags(options), args.after_dashes, gpus)
+    options, flags = launch.as_flags(settings["options"]), args.after_dashes
+    batch = launch.batch(options, flags, gpus, by)
     return launch.train_command(
         processes.fairseq_command("fairseq-train"),
         data,
-        options,
+        settings["options"],
         save_dir=folder.folder,
         seed=args.seed,
-        precision=precision,
+        precision=settings["precision"],
         cpu=not gpus,
-        flags=[*(batch.flags if batch else []), *args.after_dashes],
+        flags=[*(batch.flags if batch else []), *launch.meeting_flags(options, flags, gpus, by), *flags],
     )
 
 
@@ -172,6 +203,11 @@ def _launch(
         append=True,
     )
     progress.close()
+    for name, number in log.left_out.items():
+        print(
+            f"note: {number} sentences of the set '{name}' are too long and left out (the log names them)",
+            file=sys.stderr,
+        )
     end = processes.tail(folder.log)  # as fairseq left it
     # In the log, so that it survives where this launch is not the last one. In KiB; the largest of all processes.
     logs.append_line(folder.log, logs.memory_line(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))
@@ -179,12 +215,16 @@ def _launch(
     if status == 0 and log.trained:
         _finish(folder, limit)
         done = f"trained {log.update} updates in {log.seconds:.0f} s over all launches"
+        if log.skipped:
+            done += f", {len(log.skipped)} skipped (the log names their sentences)"
         print(f"{done}: {folder.folder}", file=sys.stderr)
         return 0
     how = processes.describe_status(status)
-    if status in (129, 130, 143):
-        again = f"the same command goes on from update {log.saved}" if log.saved else "the same command starts again"
-        print(f"stopped by {how} at update {log.update}: {again}; log: {folder.log}", file=sys.stderr)
+    if processes.was_stopped(status):
+        again = "the same command " + (f"goes on from update {log.saved}" if log.saved else "starts again")
+        if log.saved == log.update > 0:
+            again = "saved: the same command goes on"
+        print(f"stopped by {how} at update {log.update}, {again}; log: {folder.log}", file=sys.stderr)
         return status
     if status == 0:
         how, status = "exit status 0, but without training", 1
@@ -193,19 +233,32 @@ def _launch(
     return status
 
 
-def _train_other_rank(args: argparse.Namespace, folder: RunFolder, data: PreparedData, options: dict, rank: str) -> int:
-    """A process of several that the user started: the first one (rank 0) keeps the folder's records."""
-    if folder.finished.exists():  # rank 0 will not train either, and nobody would answer this process
+def _train_other_rank(
+    args: argparse.Namespace,
+    folder: RunFolder,
+    data: PreparedData,
+    settings: dict,
+    by: rendezvous.Launched | None,
+    rank: str,
+) -> int:
+    """One of several processes but the first, which keeps the folder's records.
+
+    What the first one (rank 0) refuses or has finished is not begun here either: nobody would answer this process.
+    """
+    words = launch.as_flags(settings["options"]) + args.after_dashes
+    if _is_over(args, folder, settings, launch.max_update(words)):
         print(f"already finished, nothing to do: {folder.folder}", file=sys.stderr)
         return 0
     gpus = devices.probe()["devices"]
-    launch.check_processes(args.after_dashes, gpus)
-    precision = launch.choose_precision(args.precision, gpus, launch.as_flags(options) + args.after_dashes)
-    command = _command(args, folder, data, options, precision, gpus)
+    settings["precision"] = launch.choose_precision(args.precision, gpus, words)
+    folder.admit(settings)
+    command = _command(args, folder, data, settings, by, gpus)
     folder.folder.mkdir(parents=True, exist_ok=True)
     log = folder.folder / f"train.rank{rank}.log"
-    status = processes.run_logged(command, log, follow=lambda line: None, append=True)
-    if status:
+    status = processes.run_logged(command, log, follow=lambda line: None, append=True, dies_with_us=True)
+    if processes.was_stopped(status):
+        print(f"rank {rank} stopped by {processes.describe_status(status)}; log: {log}", file=sys.stderr)
+    elif status:
         print(processes.tail(log), file=sys.stderr)
         print(f"error: rank {rank} ended with {processes.describe_status(status)}; log: {log}", file=sys.stderr)
     return status
@@ -234,6 +287,9 @@ def _finish(folder: RunFolder, limit: int) -> None:
             "best_valid_loss": min(losses, default=None),
             "seconds": log.seconds,
             "parameters": log.parameters,
+            "skipped_updates": len(log.skipped),
+            "spikes": len(log.spikes),
+            "sentences_left_out": log.left_out,
             "tokens_per_second": log.tokens_per_second(),
             "peak_memory_mib": memory,
             "peak_memory_of": memory_of,

@@ -35,6 +35,10 @@ _SAVED = re.compile(r"Saved checkpoint .* \(epoch \d+ @ (\d+) updates")
 _PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+) ")
 _GPU_MEMORY = re.compile(r"rank +0: capabilities = .* ; total memory = ([\d.]+) GB ;")
 _CPU_MEMORY = re.compile(r"peak resident memory: ([\d.]+) MiB")
+# Every process says so of an update; here each is counted once.
+_SKIPPED = re.compile(r"update (\d+) skipped: .*; rank 0: ")
+_SPIKE = re.compile(r"update (\d+): a spike: .*; rank 0: ")
+_LEFT_OUT = re.compile(r"(\d+) of \d+ sentences of the set '(.*)' are left out, ")
 _TRAIN_COLUMNS = {"train_loss": "loss", "ls_loss": "ls_loss", "nll_loss": "nll_loss", "id_loss": "id_loss"}
 
 
@@ -75,6 +79,9 @@ class TrainingLog:
         latest: the last values of the `train_inner` and `valid` lines.
         seconds: time of all launches up to the last line, work lost by a kill included.
         parameters: number of the model's parameters, or None before it is built.
+        skipped: updates that were not made, each as the number that it would have had: their gradient was not finite.
+        spikes: updates whose gradient was out of all proportion.
+        left_out: set -> number of its sentences that are longer than the limits.
     """
 
     update: int = 0
@@ -84,6 +91,9 @@ class TrainingLog:
     latest: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     parameters: int | None = None
+    skipped: list[int] = field(default_factory=list)
+    spikes: list[int] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     _inner: list[dict[str, Any]] = field(default_factory=list)  # one per train_inner line, update ascending
     _epochs: dict[int, dict[str, Any]] = field(default_factory=dict)  # update -> averages of the epoch that ends there
     _valid: list[dict[str, Any]] = field(default_factory=list)  # one per validation, update ascending
@@ -125,6 +135,12 @@ class TrainingLog:
             self._gpu_gib = float(memory[1])
         elif memory := _CPU_MEMORY.match(text):
             self._cpu_mib = max(float(memory[1]), self._cpu_mib or 0.0)
+        elif skipped := _SKIPPED.match(text):
+            self.skipped.append(int(skipped[1]))
+        elif spike := _SPIKE.match(text):
+            self.spikes.append(int(spike[1]))
+        elif left_out := _LEFT_OUT.match(text):
+            self.left_out[left_out[2]] = int(left_out[1])
         elif text.startswith("{") and tag in ("train_inner", "train", "valid"):
             return self._values(tag, text)
         return None
@@ -180,6 +196,8 @@ class TrainingLog:
         self._inner = [values for values in self._inner if values["num_updates"] <= update]
         self._epochs = {at: values for at, values in self._epochs.items() if at <= update}
         self._valid = [values for values in self._valid if values["update"] <= update]
+        self.skipped = [number for number in self.skipped if number <= update]
+        self.spikes = [number for number in self.spikes if number <= update]
         self.update = self.saved = max(update, 0)
 
     def _values(self, tag: str, text: str) -> str | None:

@@ -7,8 +7,12 @@ from typing import Any
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from intra_distillation_fairseq.tasks.bad_numbers import BadNumbersConfig, BadNumbersMixin
+from intra_distillation_fairseq.tasks.long_sentences import LongSentencesMixin
+from intra_distillation_fairseq.tasks.rank_masks import RankMasksMixin
 from intra_distillation_fairseq.tasks.router_loss import RouterLossMixin
 from intra_distillation_fairseq.tasks.sensitivity_log import SensitivityLogConfig, SensitivityLogMixin
+from intra_distillation_fairseq.tasks.stop_on_signal import StopOnSignalMixin
 
 # fairseq composes a fresh training's batches at its first epoch.
 FIRST_EPOCH = 1
@@ -50,12 +54,20 @@ class ExactResumeMixin:
 
 
 @dataclass
-class TranslationIntraDistillationConfig(TranslationConfig, SensitivityLogConfig):
-    """That of `translation`, and the flags of the measurement while training."""
+class TranslationIntraDistillationConfig(TranslationConfig, SensitivityLogConfig, BadNumbersConfig):
+    """That of `translation`, the flags of the measurement while training, and what to do about bad numbers."""
 
 
 @register_task("translation_intra_distillation", dataclass=TranslationIntraDistillationConfig)
 class TranslationIntraDistillationTask(
-    UpdateNumberMixin, SensitivityLogMixin, RouterLossMixin, ExactResumeMixin, TranslationTask
+    StopOnSignalMixin,
+    BadNumbersMixin,
+    LongSentencesMixin,
+    RankMasksMixin,
+    UpdateNumberMixin,
+    SensitivityLogMixin,
+    RouterLossMixin,
+    ExactResumeMixin,
+    TranslationTask,
 ):
     """Validation, generation and every other criterion behave as under `translation`."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import torch
 from fairseq_commands import command
 
-from intra_distillation_fairseq import checkpoints
+from intra_distillation_fairseq import checkpoints, stopping
 from intra_distillation_fairseq.cli import main, train
 from intra_distillation_fairseq.experiments import logs, translation
 
@@ -140,7 +141,9 @@ def test_what_stands_in_a_run_folder(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"checkpoint_best.pt", "checkpoint_last.pt", "command.sh", "environment.json", "run.json"} <= names
     assert {"train.log", "curves.csv", "finished.json"} <= names
-    assert json.loads((trained / "finished.json").read_text())["updates"] == UPDATES
+    finished = json.loads((trained / "finished.json").read_text())
+    assert finished["updates"] == UPDATES
+    assert (finished["skipped_updates"], finished["spikes"], finished["sentences_left_out"]) == (0, 0, {})
     record = json.loads((trained / "run.json").read_text())
     assert (record["settings"]["method"], record["settings"]["seed"], record["pair"]) == ("id_x", 1, "xx-en")
     launches = json.loads((trained / "environment.json").read_text())["launches"]
@@ -158,6 +161,21 @@ def test_curves_show_learning_and_the_schedule(trained):
     assert 0 < rows[0]["id_alpha"] < 5
     assert all(row["id_loss"] > 0 for row in rows)
     assert len((trained / "curves.csv").read_text().split("\n")) == len(rows) + 2
+
+
+def test_what_was_left_out_and_skipped_is_said_and_counted(prepared, config, tmp_path):
+    flags = ["--max-update", 3, "--memory-efficient-fp16", "--fp16-init-scale", 2**20]
+    flags += ["--max-target-positions", 10, "--skip-invalid-size-inputs-valid-test"]
+    done = script("train.sh", *arguments(prepared, config, tmp_path / "run", "--", *map(str, flags)))
+    assert done.returncode == 0, done.stderr
+    finished = json.loads((tmp_path / "run" / "finished.json").read_text())
+    assert finished["updates"] == 3
+    assert finished["skipped_updates"] > 2
+    assert f"over all launches, {finished['skipped_updates']} skipped (the log names their sentences): " in done.stderr
+    assert set(finished["sentences_left_out"]) == {"train", "valid"}
+    for name, number in finished["sentences_left_out"].items():
+        assert number > 0
+        assert f"note: {number} sentences of the set '{name}' are too long and left out" in done.stderr
 
 
 def test_a_finished_run_is_left_as_it_is(prepared, config, run_copy):
@@ -279,8 +297,8 @@ def test_stopped_twice_and_resumed_equals_never_stopped(prepared, config, traine
     wait_for(lambda: saved(folder) >= 40, process)
     process.terminate()
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, said
-    assert "stopped by SIGTERM at update" in said and "the same command goes on from update" in said
+    assert process.returncode == stopping.STATUS, said
+    assert re.search(r"stopped by a signal at update \d+, saved: the same command goes on; log: ", said), said
     assert not (folder / "finished.json").exists()
     stopped_at = saved(folder)
 
@@ -464,7 +482,8 @@ def test_a_count_mismatch_is_refused_before_translating(run_copy, data_copy, cap
 
 
 def test_a_count_mismatch_is_refused_after_translating(run_copy, monkeypatch, capsys):
-    def translate_ten(command, output, errors, **kwargs):
+    def translate_ten(command, output, errors, *, follow, dies_with_us):
+        assert dies_with_us  # else an orphan would go on writing into the files of the next translation
         output.write_text("".join(f"D-{number}\t-1\ta\n" for number in range(10)), encoding="utf-8")
         return 0
 

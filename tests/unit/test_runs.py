@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shlex
 import signal
 import struct
@@ -309,60 +310,10 @@ def test_no_note_about_the_batch(options, flags, gpus):
     assert launch.batch(options.split(), flags.split(), ["a GPU"] * gpus) is None
 
 
-@pytest.mark.parametrize(
-    ("world", "flags", "gpus", "message"),
-    [
-        ("2", "", 0, "WORLD_SIZE is '2': under torchrun each process would train alone into the same folder"),
-        ("2", "--distributed-world-size 2 --distributed-no-spawn", 0, "WORLD_SIZE is '2'"),
-        ("2", "", 2, "WORLD_SIZE is '2'"),
-        (
-            None,
-            "--distributed-world-size 2",
-            0,
-            "--distributed-world-size '2' without a GPU: fairseq would start no process",
-        ),
-        (None, "--distributed-world-size 2 --distributed-init-method tcp://a:1", 0, "and train nothing"),
-        (None, "--distributed-init-method=tcp://a:1", 0, "and train nothing"),
-    ],
-)
-def test_launches_that_would_not_train_are_refused(monkeypatch, world, flags, gpus, message):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if world:
-        monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(UserError) as caught:
-        launch.check_processes(flags.split(), ["GPU"] * gpus)
-    assert message in str(caught.value)
-    assert "--distributed-no-spawn" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("world", "flags", "gpus"),
-    [
-        (None, "", 0),
-        ("1", "", 0),
-        (None, "--distributed-world-size 2", 2),
-        (
-            None,
-            "--distributed-world-size 2 --distributed-rank 1 --distributed-init-method tcp://a --distributed-no-spawn",
-            0,
-        ),
-        (
-            "2",
-            "--distributed-world-size 2 --distributed-rank 0 --distributed-init-method env:// --distributed-no-spawn",
-            0,
-        ),
-    ],
-)
-def test_launches_that_train_are_let_through(monkeypatch, world, flags, gpus):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if world:
-        monkeypatch.setenv("WORLD_SIZE", world)
-    launch.check_processes(flags.split(), ["GPU"] * gpus)
-
-
 def test_rendezvous_flags_are_no_settings():
     flags = shlex.split(
-        "--lr 1 --distributed-rank 1 --distributed-init-method=tcp://a:1 --distributed-world-size 2 --x"
+        "--lr 1 --distributed-rank 1 --distributed-init-method=tcp://a:1 --id-nan-policy stop "
+        "--distributed-world-size 2 --x"
     )
     assert launch.lasting_flags(flags) == ["--lr", "1", "--distributed-world-size", "2", "--x"]
 
@@ -445,6 +396,19 @@ def test_a_resume_replaces_what_it_repeats():
     rows = fed([*FIRST, *SECOND]).rows()
     assert [(row["update"], row["train_loss"], row["valid_loss"]) for row in rows] == [(20, 7.0, 5.5), (30, 4.0, 4.1)]
     assert rows[1]["seconds"] == 7 + 3  # the first launch, lost work included, and the second up to the validation
+
+
+def test_what_went_wrong_is_counted_once_and_forgotten_with_the_updates():
+    tag = "2026-01-01 00:00:03 | WARNING | intra_distillation_fairseq.tasks.bad_numbers | "
+    wrong = [f"{tag}update 4 skipped: why; rank {rank}: sentences 1 (loss nan)" for rank in (0, 1)]
+    wrong += [f"{tag}update {at}: a spike: why; rank 0: sentences 1 (loss 9)" for at in (7, 30)]
+    wrong += [f"{tag}update 30 skipped: why; rank 0: sentences 1 (loss nan)"]
+    wrong += [f"{tag}2 of 25 sentences of the set 'valid' are left out, since they are longer"] * 2
+    log = fed([*FIRST, *wrong])
+    assert (log.skipped, log.spikes, log.left_out) == ([4, 30], [7, 30], {"valid": 2})
+    for line in SECOND:  # goes on from update 20
+        log.feed(line)
+    assert (log.skipped, log.spikes) == ([4], [7])
 
 
 def test_a_fresh_start_forgets_everything():
@@ -573,6 +537,27 @@ def test_signals_are_passed_on(tmp_path, number):
     assert (status, seen) == (128 + number, ["ready", "told"])
 
 
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_command_may_die_with_a_parent_that_is_killed(tmp_path, dies):
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from intra_distillation_fairseq.experiments import processes\n"
+        "command = [sys.executable, '-c', 'import signal; signal.pause()']\n"
+        "processes.run_logged(command, Path(sys.argv[1]), follow=print, dies_with_us=sys.argv[2] == 'True',\n"
+        "                     started=lambda pid: print(pid, flush=True))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, tmp_path / "out", str(dies)], stdout=subprocess.PIPE)
+    child = os.pidfd_open(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    try:
+        assert select.select([child], [], [], 60 if dies else 0)[0] == ([child] if dies else [])
+    finally:
+        if not dies:
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+        os.close(child)
+
+
 def test_a_killed_command_has_the_shell_s_status(tmp_path):
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert processes.run_logged([sys.executable, "-c", code], tmp_path / "out", follow=print) == 137
@@ -652,7 +637,7 @@ def test_lines_are_split_at_line_feeds_only(tmp_path):
     path.write_bytes("a\u2028b\r\n\n c\x0b".encode())
     assert raw_lines(path) == ["a\u2028b\r", "", " c\x0b"]
     path.write_bytes(b"\xff\n")
-    with pytest.raises(UserError, match="t.txt' is not UTF-8"):
+    with pytest.raises(UserError, match="t.txt' line 1 is not UTF-8"):
         raw_lines(path)
 
 
