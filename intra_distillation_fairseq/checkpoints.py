@@ -1,4 +1,4 @@
-"""Averages checkpoints and tells what one holds. Files are read with torch's safe loader only."""
+"""Reads checkpoints, averages them, tells what one holds. Files are vetted, and read with torch's safe loader only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from intra_distillation_fairseq import vetting
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.files import replacing
 
@@ -43,8 +44,9 @@ def refusal(error: Exception, path: Path | str) -> RefusedCheckpoint | None:
         _, found, rest = str(error).partition("GLOBAL ")
         what = f"it holds {rest.split(' ')[0]}" if found else "its content is not that of a checkpoint"
         return RefusedCheckpoint(
-            f"checkpoint '{path}' was not loaded: {what}; allowed are tensors, plain values and the types of "
-            "fairseq's own checkpoints, since anything else can run code while it is read"
+            f"checkpoint '{path}' was not loaded: {error if isinstance(error, vetting.Unwanted) else what}; allowed "
+            "are tensors, plain values and the types of fairseq's own checkpoints, since anything else can run code "
+            "while it is read"
         )
     # Of torch's RuntimeErrors: a zip file without its end, a file of the old format without its end, a damaged one.
     reasons = ("zip archive", "unexpected EOF", "central directory", "corrupt")
@@ -64,23 +66,41 @@ def load(path: Path) -> dict[str, Any]:
     """Read a fairseq checkpoint to the CPU; tensors are mapped from the file, where its format allows, until used.
 
     Raises:
-        UserError: the file is missing, cut off, not a checkpoint, or holds types that fairseq's checkpoints do not.
+        UserError: the file is missing, cut off, not a checkpoint, or holds what fairseq's checkpoints do not.
     """
     _allow_fairseq_types()
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
-        with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\3\4"  # not those of PyTorch before 1.6, which cannot be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # torch raises many kinds for what is no checkpoint at all
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise refusal(error, path) or RefusedCheckpoint(
-            f"checkpoint '{path}' cannot be read ({reason}): is it made by fairseq?"
-        ) from None
+        state = read(path)
+    except OSError as error:
+        raise UserError(f"checkpoint '{path}' cannot be read ({error.strerror}): check its permissions") from None
     if not isinstance(state, dict) or "model" not in state:
         raise UserError(f"'{path}' is not a fairseq checkpoint: it has no 'model'")
     return state
+
+
+def read(path: Path) -> Any:
+    """What a file of torch.save holds, if that is nothing but what fairseq writes (see vetting.py).
+
+    Raises:
+        RefusedCheckpoint: anything else, or a file that is damaged or cut off; nothing of it has run.
+        OSError: the file cannot be opened.
+    """
+    try:
+        zipped = vetting.check_file(path)
+        # The format of PyTorch before 1.6 cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        vetting.check_values(state, path.stat().st_size)
+        return state
+    except Exception as error:  # torch raises many kinds for what is no checkpoint at all
+        refused = refusal(error, path)
+        if refused is None and isinstance(error, OSError):
+            raise
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise refused or RefusedCheckpoint(
+            f"checkpoint '{path}' cannot be read ({reason}): is it made by fairseq?"
+        ) from None
 
 
 def _allow_fairseq_types() -> None:

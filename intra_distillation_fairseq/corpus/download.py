@@ -7,7 +7,6 @@ import http.client
 import os
 import re
 import socket
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -22,6 +21,7 @@ from intra_distillation_fairseq.corpus.disk import is_full
 from intra_distillation_fairseq.corpus.stages import FileDigests
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.files import file_sha256, read_json, write_json, write_text
+from intra_distillation_fairseq.progress import Progress
 
 # Copies of WIT3's 2014-01.tgz, tried in order: FBK's own, then that of the authors of the published script. The first
 # address of each answers without the page that asks whether to go on although the file is too large for a virus scan.
@@ -37,12 +37,22 @@ IWSLT14_URLS = tuple(
 
 _MAGIC = {".tgz": ("gzip", b"\x1f\x8b"), ".zip": ("zip", b"PK\x03\x04")}
 _ATTEMPTS = 5
-_TIMEOUT_S = 60
+_TIMEOUT_S = 60.0  # without a byte
+_LONGEST_WAIT_S = 120.0  # of what a server may ask for
 _BLOCK_BYTES = 1 << 20
 
 
 class _TryAgain(Exception):
-    """The connection broke; what came so far is kept."""
+    """The connection broke; what came so far is kept.
+
+    Args:
+        reason: for the message.
+        after_s: seconds that the server asks to wait.
+    """
+
+    def __init__(self, reason: str, after_s: float = 0.0):
+        super().__init__(" ".join(reason.split()))
+        self.after_s = after_s
 
 
 class _GiveUp(Exception):
@@ -68,7 +78,12 @@ class Mirror:
 
 
 def fetch_published(
-    mirrors: tuple[Mirror, ...], folder: Path, digests: FileDigests, say: Callable[[str], None], pause_s: float = 2.0
+    mirrors: tuple[Mirror, ...],
+    folder: Path,
+    digests: FileDigests,
+    say: Callable[[str], None],
+    pause_s: float = 2.0,
+    timeout_s: float = _TIMEOUT_S,
 ) -> tuple[Path, str]:
     """Make sure that a file with a published checksum lies in `folder`.
 
@@ -80,6 +95,7 @@ def fetch_published(
         digests: remembers checksums of files that have not changed.
         say: prints one line.
         pause_s: seconds before the second attempt at an address; doubles with each.
+        timeout_s: seconds without a byte after which a connection counts as broken.
 
     Returns:
         The file, under its name at the mirror that gave it, and its checksum.
@@ -97,12 +113,17 @@ def fetch_published(
                 )
             return path, actual
     addresses = [(mirror.url, folder / mirror.name, partial(_check_sha256, mirror.sha256)) for mirror in mirrors]
-    path = _fetch_any(addresses, say, pause_s, "give --archives DIR")
+    path = _fetch_any(addresses, say, (pause_s, timeout_s), "give --archives DIR")
     return path, next(mirror.sha256 for mirror in mirrors if mirror.name == path.name)
 
 
 def fetch(
-    urls: tuple[str, ...], path: Path, digests: FileDigests, say: Callable[[str], None], pause_s: float = 2.0
+    urls: tuple[str, ...],
+    path: Path,
+    digests: FileDigests,
+    say: Callable[[str], None],
+    pause_s: float = 2.0,
+    timeout_s: float = _TIMEOUT_S,
 ) -> None:
     """Make sure that a gzip-compressed archive lies at `path`, whole and with the checksum of the first time.
 
@@ -115,6 +136,7 @@ def fetch(
         digests: remembers checksums of files that have not changed.
         say: prints one line.
         pause_s: seconds before the second attempt at an address; doubles with each.
+        timeout_s: seconds without a byte after which a connection counts as broken.
 
     Raises:
         UserError: no address gave the archive, or its checksum is not the recorded one.
@@ -122,7 +144,7 @@ def fetch(
     record = path.with_name(path.name + ".sha256")
     if not path.exists():
         addresses = [(url, path, _check_gzip) for url in urls]
-        _fetch_any(addresses, say, pause_s, "give --archive FILE, or give another --url")
+        _fetch_any(addresses, say, (pause_s, timeout_s), "give --archive FILE, or give another --url")
     actual = digests.sha256(path)
     if record.exists():
         expected = (record.read_text(encoding="utf-8").split() or [""])[0]
@@ -137,7 +159,10 @@ def fetch(
 
 
 def _fetch_any(
-    addresses: list[tuple[str, Path, Callable[[Path], None]]], say: Callable[[str], None], pause_s: float, instead: str
+    addresses: list[tuple[str, Path, Callable[[Path], None]]],
+    say: Callable[[str], None],
+    times_s: tuple[float, float],
+    instead: str,
 ) -> Path:
     """Try (address, where the file goes, check of the whole file) in order; returns where it is."""
     reasons = []
@@ -145,7 +170,7 @@ def _fetch_any(
         part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _fetch_one(url, part, check, say, pause_s)
+            _fetch_one(url, part, check, say, *times_s)
         except _GiveUp as error:
             reasons.append(f"{url}: {error}")
             say(f"{url}: {error}")
@@ -161,17 +186,19 @@ def _fetch_any(
     )
 
 
-def _fetch_one(url: str, part: Path, check: Callable[[Path], None], say: Callable[[str], None], pause_s: float) -> None:
+def _fetch_one(
+    url: str, part: Path, check: Callable[[Path], None], say: Callable[[str], None], pause_s: float, timeout_s: float
+) -> None:
     say(f"downloading {url}")
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            _receive(url, part)
+            _receive(url, part, timeout_s)
             check(part)
             return
         except _TryAgain as error:
             if attempt == _ATTEMPTS:
                 raise _GiveUp(f"{error}, {_ATTEMPTS} times") from None
-            wait_s = pause_s * 2 ** (attempt - 1)
+            wait_s = max(pause_s * 2 ** (attempt - 1), min(error.after_s, _LONGEST_WAIT_S))
             say(f"{error}; again in {wait_s:g} s (attempt {attempt + 1} of {_ATTEMPTS})")
             time.sleep(wait_s)
 
@@ -181,7 +208,7 @@ def _source_file(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _receive(url: str, part: Path) -> None:
+def _receive(url: str, part: Path, timeout_s: float) -> None:
     """Append to `part` what is missing of it; starts anew where the rest of the same file cannot be had."""
     source = read_json(_source_file(part)) or {}
     have = part.stat().st_size if part.exists() and source.get("url") == url and source.get("mark") else 0
@@ -190,14 +217,17 @@ def _receive(url: str, part: Path) -> None:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", source["mark"])
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             resumed = have and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+            if answer.status == 206 and (not resumed or mark not in (None, source["mark"])):
+                part.unlink(missing_ok=True)  # If-Range was of no account to the server: anew, without a range
+                raise _TryAgain("the server sent a part of another file than before")
             have = have if resumed else 0
             length = answer.headers.get("Content-Length")
             expected = have + int(length) if length and length.isdigit() else None
             if not resumed:
                 part.unlink(missing_ok=True)
-                mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
                 # Only a strong mark vouches that the rest belongs to the same bytes.
                 write_json(_source_file(part), {"url": url, "mark": None if (mark or "").startswith("W/") else mark})
             _copy(answer, part, have, expected)
@@ -208,8 +238,10 @@ def _receive(url: str, part: Path) -> None:
             part.unlink(missing_ok=True)
             raise _TryAgain("the server's file has changed") from None
         if error.code >= 500 or error.code == 429:
-            raise _TryAgain(f"the server answered {error.code}") from None
-        raise _GiveUp(f"the server answered {error.code} ({error.reason})") from None
+            after = error.headers.get("Retry-After") or ""  # a date is taken for nothing
+            raise _TryAgain(f"the server answered {error.code}", float(after) if after.isdecimal() else 0.0) from None
+        reason = " ".join(str(error.reason).split())  # urllib words a loop of redirections in three lines
+        raise _GiveUp(f"the server answered {error.code} ({reason})") from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, FileNotFoundError):
             raise _GiveUp("no such file") from None
@@ -230,27 +262,14 @@ def _request(url: str) -> urllib.request.Request:
 
 
 def _copy(answer: http.client.HTTPResponse, part: Path, have: int, expected: int | None) -> None:
-    from tqdm import tqdm
-
-    with (
-        open(part, "ab") as out,
-        tqdm(
-            desc="download",
-            initial=have,
-            total=expected,
-            unit="B",
-            unit_scale=True,
-            leave=False,
-            disable=not sys.stderr.isatty(),
-        ) as bar,
-    ):
+    with open(part, "ab") as out, Progress("download", (expected or 0) // 10**6, "MB") as progress:
         while block := answer.read(_BLOCK_BYTES):
             if not have:
                 _check_magic(block, answer.headers.get("Content-Type", ""), part)
             out.write(block)
             out.flush()
             have += len(block)
-            bar.update(len(block))
+            progress.show(have // 10**6)
     if expected is not None and have < expected:
         raise _TryAgain(f"the connection ended after {have:,} of {expected:,} bytes")
 

@@ -103,7 +103,7 @@ def test_files_that_are_no_checkpoints_are_refused(three, tmp_path):
     with pytest.raises(UserError, match="checkpoint '.*cut.pt' is not a whole file .*: take another one"):
         checkpoints.load(cut)
     (tmp_path / "text.pt").write_text("a text, and no checkpoint\n" * 9)
-    with pytest.raises(UserError, match=r"'.*text.pt' cannot be read \(\w+Error: .*\): is it made by fairseq\?$"):
+    with pytest.raises(UserError, match=r"'.*text.pt' was not loaded: its content is not that of a checkpoint; "):
         checkpoints.load(tmp_path / "text.pt")
     torch.save({"weights": 1}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="is not a fairseq checkpoint: it has no 'model'"):
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
     with pytest.raises(UserError) as caught:
         checkpoints.load(path)
     message = str(caught.value)
-    assert message.startswith(f"checkpoint '{path}' was not loaded: it holds print; allowed are tensors")
+    assert message.startswith(f"checkpoint '{path}' was not loaded: it holds builtins.print; allowed are tensors")
     assert message.isprintable() and "weights_only" not in message  # one line, no colours, none of torch's advice
     assert "not safe" not in capsys.readouterr().out
 
