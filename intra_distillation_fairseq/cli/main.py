@@ -25,6 +25,7 @@ COMMANDS = {
     "layers": ("layers", "score, size and speed of a model cut to its first layers"),
     "ablation": ("ablation", "runs that differ in the number of passes, or in alpha, and their figure"),
     "figure": ("figure", "draw a figure of the paper from the files of finished runs"),
+    "doctor": ("doctor", "look over the installation and try it with a tiny training; start here when something fails"),
     "demo-archive": ("demo_archive", "write an invented language pair as an archive of the layout of IWSLT'14"),
     "demo-report": ("demo_report", "table and training curves of finished runs, beside answers without a model"),
     "user-dir": ("user_dir", "print the folder to give to fairseq as --user-dir"),

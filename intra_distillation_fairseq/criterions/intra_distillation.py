@@ -232,7 +232,7 @@ class IntraDistillationCriterion(LabelSmoothedCrossEntropyCriterion):
                 self.num_passes,
             )
         try:
-            name = backends.choose(self.loss_backend, next(model.parameters()).device, self.num_passes)
+            name = backends.choose(self.loss_backend, next(model.parameters()).device, self.num_passes, self.divergence)
             self.takes_features = self._choose_input(model, name)
         except UserError as error:
             raise SystemExit(f"error: {error}") from error

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.losses.chunked import chunked
+from intra_distillation_fairseq.losses.closed_form import CLOSED_FORMS
 from intra_distillation_fairseq.losses.divergence import DIVERGENCES, log_probabilities
 from intra_distillation_fairseq.losses.objective import ConsistencyLoss, Objective, weighted
 from intra_distillation_fairseq.losses.projected import projected
@@ -99,14 +100,24 @@ def why_no_triton(device: torch.device, num_passes: int) -> str | None:
     return None
 
 
-def choose(name: str, device: torch.device, num_passes: int) -> str:
+def choose(name: str, device: torch.device, num_passes: int, divergence: str = "x") -> str:
     """The key of BACKENDS to use; "auto" takes triton where it works, else chunked. Logs the choice.
+
+    A divergence without a closed form is for reference, which auto then takes.
 
     Raises:
         UserError: no such back end, or it lacks something here.
     """
     if name != "auto" and name not in BACKENDS:
         raise UserError(f"--id-loss-backend is '{name}': allowed are auto, {', '.join(BACKENDS)}")
+    if divergence not in CLOSED_FORMS:
+        if name not in ("auto", "reference"):
+            raise UserError(
+                f"--id-loss-backend is '{name}', but of --id-divergence '{divergence}' there is only the definition: "
+                "use auto or reference"
+            )
+        logger.info("loss back end: reference (the divergence %s has no closed form)", divergence)
+        return "reference"
     lacking = why_no_triton(device, num_passes) if name in ("auto", "triton") else None
     if name == "triton" and lacking:
         raise UserError(f"--id-loss-backend is 'triton', but {lacking}: use auto or chunked")

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from intra_distillation_fairseq.losses.objective import Objective
 
+# The divergences that this file and triton_kernels.py know; any other one is computed by its definition alone.
+CLOSED_FORMS = ("x", "js")
+
 
 class TokenLosses(NamedTuple):
     """Per token, 0 at padding, each (n,) in float32 or float64.

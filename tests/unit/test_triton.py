@@ -15,7 +15,7 @@ import torch
 
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.losses.backends import BACKENDS
-from intra_distillation_fairseq.losses.divergence import DIVERGENCES
+from intra_distillation_fairseq.losses.closed_form import CLOSED_FORMS
 from intra_distillation_fairseq.losses.objective import Objective
 
 triton = pytest.importorskip("triton", reason="needs the package triton")
@@ -69,7 +69,7 @@ def test_in_the_interpreter():
 
 
 @interpreted
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize(
     ("k", "n", "v"),  # a block has 1024, 512, 512 and 128 columns in float64 for K = 2, 3, 4 and 5 to 8
     [
@@ -91,14 +91,14 @@ def test_equal_to_the_reference(k, n, v, divergence):
 
 
 @interpreted
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 def test_gradcheck(divergence):
     logits, target = random_logits(3, 2, 4).requires_grad_(), torch.tensor([3, PAD])
     assert torch.autograd.gradcheck(lambda z: 1.7 * triton_loss(z, target, objective(divergence)).loss, (logits,))
 
 
 @interpreted
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_within_twice_that_of_plain_pytorch(dtype, divergence):
     logits, target = random_logits(3, 8, 1201, dtype, seed=2), random_target(8, 1201)
@@ -134,7 +134,7 @@ def test_a_tiny_divergence_does_not_cancel(noise, about, shift):
 
 
 @interpreted
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("gap", [50.0, 100.0, 105.0, 200.0, 1000.0])
 def test_finite_at_a_large_gap_of_logits(gap, dtype, divergence):
@@ -150,7 +150,7 @@ def test_finite_at_a_large_gap_of_logits(gap, dtype, divergence):
 
 
 @interpreted
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_only_padding_gives_zero(n, divergence):
     """Padding is not even read: NaN there changes nothing."""
@@ -161,7 +161,7 @@ def test_only_padding_gives_zero(n, divergence):
 
 
 @interpreted
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 def test_padding_outside_the_vocabulary(divergence):
     logits, target = random_logits(3, 3, 11), torch.tensor([4, -100, 7])
     found = with_gradient(triton_loss, logits, target, objective(divergence, ignore_index=-100))
@@ -171,7 +171,7 @@ def test_padding_outside_the_vocabulary(divergence):
 
 
 @interpreted
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 @pytest.mark.parametrize("wrong", ["nan", "inf", "target -1", "target 11"])
 def test_what_is_wrong_becomes_nan(wrong, divergence):
     """In the loss and in the gradient of its token, so that a check of either sees it."""
@@ -233,7 +233,7 @@ def test_a_second_backward_over_overwritten_logits_raises():
 
 @interpreted
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 def test_scales_before_it_rounds_to_float16(divergence, overwrite):
     """A gradient below float16's range survives if the upstream gradient (fairseq's loss scale) lifts it into it."""
     logits = random_logits(3, 3, 2001, torch.float16)
@@ -247,7 +247,7 @@ def test_scales_before_it_rounds_to_float16(divergence, overwrite):
 
 
 @interpreted
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 def test_loss_and_gradient_of_a_block(divergence):
     logits, target = random_logits(3, 5, 11), random_target(5, 11)
     block = logits.clone()
@@ -259,7 +259,7 @@ def test_loss_and_gradient_of_a_block(divergence):
 
 
 @interpreted
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", CLOSED_FORMS)
 def test_rows_beyond_2_to_the_31_elements(divergence):
     """Three rows 2**30 elements apart; the pages between them are never touched, so that no memory is used."""
     k, n, v, distance = 2, 3, 9, 2**30
