@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,13 +17,38 @@ from intra_distillation_fairseq.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what the body writes there takes its place, unless the body fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Give a temporary name beside `path`; what the body writes there takes its place, unless the body fails.
+
+    Its bytes are on the disk before it has the name: after a power cut, a renamed file could else be empty.
+    """
+    _remove_leftovers(path.parent)
+    temporary = path.with_name(f".{path.name}{_temporary_ending()}{os.getpid()}")
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_ending() -> str:
+    """With the machine, since process ids mean nothing on another one that shares the folder."""
+    return f".{socket.gethostname()}."
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Temporary files of processes of this machine that were killed; those of live ones stay."""
+    with suppress(OSError):  # whatever is wrong with the folder, the file's writer will tell
+        for path in folder.iterdir():
+            name, ending, process = path.name.rpartition(_temporary_ending())
+            if name.startswith(".") and ending and process.isdigit() and not Path(f"/proc/{process}").exists():
+                path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_text(path: Path, text: str, mode: int | None = None) -> None:

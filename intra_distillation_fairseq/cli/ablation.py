@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +12,12 @@ from intra_distillation_fairseq.cli.say import say_with_time
 from intra_distillation_fairseq.cli.train import ROOT
 from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.experiments import launch
+from intra_distillation_fairseq.experiments import launch, processes
 from intra_distillation_fairseq.experiments.ablation_table import build_ablation_table, markdown, run_folder, tsv
 from intra_distillation_fairseq.experiments.ablations import PASSES, Ablation, alpha_ablation, passes_ablation
 from intra_distillation_fairseq.experiments.comparison import relative
 from intra_distillation_fairseq.experiments.logs import read_curves
+from intra_distillation_fairseq.experiments.paths import check_for_fairseq
 from intra_distillation_fairseq.experiments.prepared import open_prepared
 from intra_distillation_fairseq.experiments.recipes import Recipe, as_flags, find_recipe, read_recipe
 from intra_distillation_fairseq.experiments.run_series import Run, run_series
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     ablation = _ablation(args, recipe)
     for variant in ablation.variants:
         launch.max_update(as_flags(recipe.options(variant.method)) + args.after_dashes)
+    check_for_fairseq("--results", args.results)
     seeds = list(dict.fromkeys(whole_number("--seeds", seed, 0) for seed in args.seeds))
     data = open_prepared(args.data, ("train", "valid", "test"))
     runs = [
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         with lock(args.results / ".ablation.lock", "the results folder") as held:
             status, failures = run_series(runs, data.folder, recipe.path, held, say_with_time)
     if status:
-        say_with_time(f"stopped by {signal.Signals(status - 128).name}: the same command goes on")
+        say_with_time(f"stopped by {processes.describe_status(status)}: the same command goes on")
         return status
     _write(ablation, args.results, seeds, runs)
     for name, reason in failures.items():

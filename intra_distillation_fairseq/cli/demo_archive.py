@@ -8,8 +8,8 @@ from pathlib import Path
 
 from intra_distillation_fairseq.corpus.invented_archive import SOURCE_LANG, archive_bytes
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.experiments.progress import Progress
 from intra_distillation_fairseq.files import replacing
+from intra_distillation_fairseq.progress import Progress
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

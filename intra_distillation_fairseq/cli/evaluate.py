@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.experiments.paths import check_for_fairseq
 from intra_distillation_fairseq.experiments.prepared import PreparedData, open_prepared
 from intra_distillation_fairseq.experiments.recipes import evaluation_as_dict, evaluation_from
 from intra_distillation_fairseq.experiments.runs import RunFolder
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"'{args.run_dir}' is not a run folder, it has no run.json: train it with scripts/train.sh first"
         )
+    check_for_fairseq("RUN_DIR", folder.folder)
     sources = _sources(folder, args.checkpoint)
     data = open_prepared(args.data or Path(record["data"]), ("test",))
     if data.dictionary_digest != record["dictionary_digest"]:
@@ -119,7 +121,14 @@ def _evaluate(
             return 0
         out_score.unlink(missing_ok=True)  # it belongs to the texts that are replaced now
         started = time.monotonic()
-        checkpoint = _averaged(kept, link) if args.checkpoint not in ("best", "last") else kept[0]
+        try:
+            facts = _facts(kept[0], averaged=len(kept) > 1)  # before the translation: it tells a file that is refused
+            checkpoint = _averaged(kept, link) if args.checkpoint not in ("best", "last") else kept[0]
+        except UserError as error:
+            message = str(error)
+            for name, path in zip(kept, sources):
+                message = message.replace(str(name), str(path))
+            raise UserError(message) from None
         try:
             values = translate_and_score(data, checkpoint, evaluation, out, cpu=args.cpu)
         except TranslationFailed as failure:
@@ -127,7 +136,7 @@ def _evaluate(
             return failure.status
         result = {
             **values,
-            **_facts(kept[0], averaged=len(kept) > 1),
+            **facts,
             "lowercased": evaluation.lowercase,
             "checkpoint": args.checkpoint,
             "files": [path.name for path in sources],

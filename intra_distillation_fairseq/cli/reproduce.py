@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import signal
 from pathlib import Path
 
 from intra_distillation_fairseq.cli.evaluate import check_checkpoint_name
@@ -15,9 +14,10 @@ from intra_distillation_fairseq.cli.table import write_table
 from intra_distillation_fairseq.cli.train import ROOT
 from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.experiments import devices, launch
+from intra_distillation_fairseq.experiments import devices, launch, processes
 from intra_distillation_fairseq.experiments.cells import Cell, add_to_plan, failure_lines
 from intra_distillation_fairseq.experiments.jobs import Place, cpu_places, gpu_places
+from intra_distillation_fairseq.experiments.paths import check_for_fairseq
 from intra_distillation_fairseq.experiments.prepared import open_prepared
 from intra_distillation_fairseq.experiments.published import TABLES
 from intra_distillation_fairseq.experiments.recipes import Recipe, find_recipe, read_recipe
@@ -85,15 +85,14 @@ def run(args: argparse.Namespace) -> int:
             status = 0
             if work.left:
                 where = ", ".join(dict.fromkeys(place.name for place in places))
-                say_with_time(
-                    f"{len(task.cells)} cells: {work.done} done, {work.left} to go, {len(places)} at a time on {where}"
-                )
+                cells = f"{len(task.cells)} cells: {work.done} done, {work.left} to go"
+                say_with_time(f"{cells}, {len(places)} at a time on {where}; {work.rest(len(places))}")
                 status = work.run(places, held)
             else:
                 say_with_time(f"all {len(task.cells)} cells are done")
         if status:
             say_with_time(
-                f"stopped by {signal.Signals(status - 128).name}, {work.left} cells left: the same command goes on"
+                f"stopped by {processes.describe_status(status)}, {work.left} cells left: the same command goes on"
             )
             return status
         write_table(task.results, args.table, task.checkpoint, task.results, say_with_time)
@@ -148,6 +147,7 @@ def _task(args: argparse.Namespace) -> Task:
 
 
 def _check_folder(flag: str, path: Path) -> None:
+    check_for_fairseq(flag, path)
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir():
         what = f"'{path}'" if there == path else f"'{path}' cannot be made: '{there}'"

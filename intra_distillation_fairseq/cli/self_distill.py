@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from pathlib import Path
 
 from intra_distillation_fairseq.cli.prepare_options import whole_number
@@ -11,15 +10,17 @@ from intra_distillation_fairseq.cli.say import say_with_time
 from intra_distillation_fairseq.cli.train import ROOT
 from intra_distillation_fairseq.corpus.disk import explain_full_disk
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.experiments import launch
+from intra_distillation_fairseq.experiments import launch, processes
 from intra_distillation_fairseq.experiments.comparison import relative
+from intra_distillation_fairseq.experiments.paths import check_for_fairseq
 from intra_distillation_fairseq.experiments.prepared import open_prepared
 from intra_distillation_fairseq.experiments.published import TABLES
 from intra_distillation_fairseq.experiments.recipes import find_recipe, read_recipe
 from intra_distillation_fairseq.experiments.reproduction import SPLITS
-from intra_distillation_fairseq.experiments.self_distillation import BASELINE, Rounds, Task, check
+from intra_distillation_fairseq.experiments.self_distillation import BASELINE, CHECKPOINT, Rounds, Task, check
 from intra_distillation_fairseq.experiments.self_distillation_table import build_table, markdown, tsv
 from intra_distillation_fairseq.experiments.significance import PairedBootstrap
+from intra_distillation_fairseq.experiments.time_left import runs_left
 from intra_distillation_fairseq.files import Held, lock, write_json, write_text
 
 TAKES_FLAGS = True  # what follows -- goes to fairseq-train
@@ -57,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run all rounds; returns 0, the exit status of what failed, or 128 + the signal that stopped it."""
+    """Run all rounds; returns 0, or the exit status of what failed or was stopped."""
     task = Task(
         data=open_prepared(args.data, SPLITS),
         recipe=read_recipe(find_recipe(args.config, ROOT)),
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         flags=args.after_dashes,
         sensitivity=not args.skip_sensitivity,
     )
+    check_for_fairseq("--results", task.results)
     if task.results.exists() and not task.results.is_dir():
         raise UserError(f"--results '{args.results}' is a file: give a folder")
     for note in check(task):
@@ -88,8 +90,8 @@ def _run_rounds(task: Task, held: Held) -> int:
     for number in range(task.rounds + 1):
         if status := rounds.run(number):
             logs = relative(task.results / "logs")
-            if status in (129, 130, 143):
-                how = f"stopped by {signal.Signals(status - 128).name} in round {number}: the same command goes on"
+            if processes.was_stopped(status):
+                how = f"stopped by {processes.describe_status(status)} in round {number}: the same command goes on"
             else:
                 how = f"error: failed in round {number}, see above: with that mended, the same command goes on"
             say_with_time(f"{how}; logs: {logs}")
@@ -100,7 +102,13 @@ def _run_rounds(task: Task, held: Held) -> int:
         write_text(task.results / "table1.md", text)
         write_text(task.results / "table1.tsv", tsv(table))
         write_json(task.results / "table1.json", table)
-        say_with_time(f"round {number}: BLEU {table['rows'][-1]['bleu']:.2f}")
+        say_with_time(f"round {number}: BLEU {table['rows'][-1]['bleu']:.2f}; {_rest(task, number)}")
     print(text, end="", flush=True)
     say_with_time(f"table: {relative(task.results / 'table1.md')}, with .tsv and .json beside it")
     return 0
+
+
+def _rest(task: Task, number: int) -> str:
+    """The rounds after this one. Round 0 has no teacher, so it tells little of their time."""
+    done = [("student" if one else "baseline", task.folder(one).folder) for one in range(number + 1)]
+    return runs_left(done, ["student"] * (task.rounds - number), CHECKPOINT, "rounds")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from intra_distillation_fairseq.analysis.run_files import check_folder, read_measurements, sensitivity_file
 from intra_distillation_fairseq.cli.quiet import quiet
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.experiments.progress import Progress
 from intra_distillation_fairseq.experiments.runs import RunFolder, environment
 from intra_distillation_fairseq.files import fingerprint, lock, read_json, replacing, unchanged, write_json
+from intra_distillation_fairseq.progress import Progress
 
 if TYPE_CHECKING:  # both import torch
     from intra_distillation_fairseq.analysis.sensitivity import Sensitivity
@@ -222,13 +222,7 @@ def _measured(args: argparse.Namespace, loaded: Loaded) -> Sensitivity:
             criterion.set_num_updates(loaded.update or 0)
     else:
         criterion = sensitivity.cross_entropy(task, float(getattr(config.criterion, "label_smoothing", 0.0)))
-    progress = Progress("sensitivity", len(batches), "batches")
-
-    def done(number: int, loss: float) -> None:
-        show = progress.milestone if number % max(len(batches) // 10, 1) == 0 else progress.show
-        show(number, {"loss": loss})
-
-    try:
+    with Progress("sensitivity", len(batches), "batches") as progress:
         measured = sensitivity.measure(
             model,
             criterion,
@@ -237,10 +231,8 @@ def _measured(args: argparse.Namespace, loaded: Loaded) -> Sensitivity:
             dropout=not args.no_dropout,
             average=args.average,
             normalise=args.normalise,
-            done=done,
+            done=lambda number, loss: progress.show(number, {"loss": loss}),
         )
-    finally:
-        progress.close()
     if measured.skipped:
         print(f"note: {measured.skipped} batches were left out, their gradient is not finite", file=sys.stderr)
     return measured

@@ -10,14 +10,18 @@ import sys
 from array import array
 from pathlib import Path
 
+from intra_distillation_fairseq.corpus.subwords import FAIRSEQ_SPECIALS
 from intra_distillation_fairseq.corpus.workers import die_with_parent
 from intra_distillation_fairseq.errors import UserError
+from intra_distillation_fairseq.progress import Progress
 
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQ")  # magic, version, code of the tokens' type, number of sentences
 # code in the index -> bytes of one token
 _TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8}
 _BLOCK_SENTENCES = 1 << 18
+_LARGEST_FOR_TWO_BYTES = 65500  # types of a dictionary, fairseq.data.indexed_dataset.best_fitting_int_dtype
+_POLL_S = 0.5
 
 
 def binarise(data: Path, destination: Path, languages: tuple[str, str], jobs: int, log: Path) -> None:
@@ -46,7 +50,7 @@ def binarise(data: Path, destination: Path, languages: tuple[str, str], jobs: in
     with open(log, "wb") as stream:
         stream.write(("+ " + " ".join(command) + "\n").encode())
         stream.flush()
-        code = subprocess.run(
+        with subprocess.Popen(
             command,
             cwd=data,
             env=environment,
@@ -54,8 +58,12 @@ def binarise(data: Path, destination: Path, languages: tuple[str, str], jobs: in
             stdout=stream,
             stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent,
-            check=False,
-        ).returncode
+        ) as child:
+            try:
+                code = _wait(child, data, destination, languages)
+            except BaseException:
+                child.kill()
+                raise
     # Its own copy of the log, with times in it, which would make two equal folders differ.
     (destination / "preprocess.log").unlink(missing_ok=True)
     if code:
@@ -64,6 +72,36 @@ def binarise(data: Path, destination: Path, languages: tuple[str, str], jobs: in
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         print("\n".join(end), file=sys.stderr)
         raise UserError(f"fairseq-preprocess ended with code {code}: its output is in '{log}'")
+
+
+def _wait(child: subprocess.Popen, data: Path, destination: Path, languages: tuple[str, str]) -> int:
+    """Show by the size of its files how far fairseq-preprocess is, which itself says nothing; returns its exit code."""
+    texts = [data / "pieces" / f"{split}.{lang}" for split in ("train", "valid", "test") for lang in languages]
+    total = sum(map(_tokens, texts))
+    width = 2 if (data / "dict.txt").read_bytes().count(b"\n") + FAIRSEQ_SPECIALS < _LARGEST_FOR_TWO_BYTES else 4
+    with Progress("binarise", total, "tokens") as progress:
+        while True:
+            try:
+                return child.wait(_POLL_S)
+            except subprocess.TimeoutExpired:
+                written = sum(_size(path) for path in destination.glob("*.bin")) // width
+                progress.show(min(written, total))  # the parts of several workers are copied at the end
+
+
+def _tokens(path: Path) -> int:
+    """Pieces and ends of sentences of a text in pieces."""
+    tokens = 0
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            tokens += block.count(b" ") + 2 * block.count(b"\n")
+    return tokens
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # a worker's part, copied and removed just now
+        return 0
 
 
 def check_binarised(destination: Path, languages: tuple[str, str], lines: dict[str, int], entries: int) -> None:

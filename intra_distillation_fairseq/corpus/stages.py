@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from intra_distillation_fairseq.errors import UserError
-from intra_distillation_fairseq.files import fingerprint, read_json, unchanged, write_json
+from intra_distillation_fairseq.files import fingerprint, read_json, sync, unchanged, write_json
 
 _TEMPORARY = ".making-"
 # Raise it with a change of this code that changes the bytes of any stage: older stamps then no longer fit.
@@ -109,6 +109,8 @@ class DataFolder:
         try:
             report = stage.make(temporary)
             files = sorted(p for p in temporary.rglob("*") if p.is_file())
+            for path in files:  # a stamp vouches for size and time, which a power cut could else leave without bytes
+                sync(path)
             outputs = {p.relative_to(temporary).as_posix(): fingerprint(p) for p in files}
             # A stamp without a key fits nothing, but says whose the outputs are if this run is killed from here on.
             write_json(stamp_path, {"stage": stage.name, "key": None, "outputs": outputs})

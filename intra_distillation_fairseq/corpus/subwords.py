@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from intra_distillation_fairseq.corpus import learning
 from intra_distillation_fairseq.corpus.clean import keep_pair, read_lines
 from intra_distillation_fairseq.errors import UserError
 
@@ -64,13 +65,14 @@ def train(
     model = io.BytesIO()
     sentences = evenly_spaced((line for path in files for line in read_lines(path)), lines, most)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences,
-            model_writer=model,
-            vocab_size=vocab_size,
-            minloglevel=2,
-            **TRAINING_OPTIONS | {"input_sentence_size": max(most, TRAINING_OPTIONS["input_sentence_size"])},
-        )
+        with learning.shown(vocab_size):
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=sentences,
+                model_writer=model,
+                vocab_size=vocab_size,
+                minloglevel=0,
+                **TRAINING_OPTIONS | {"input_sentence_size": max(most, TRAINING_OPTIONS["input_sentence_size"])},
+            )
     except (RuntimeError, OSError) as error:
         raise _explain(str(error), vocab_size) from None
     (folder / "spm.model").write_bytes(model.getvalue())

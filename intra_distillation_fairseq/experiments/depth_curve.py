@@ -20,6 +20,7 @@ from intra_distillation_fairseq.experiments.recipes import Evaluation, evaluatio
 from intra_distillation_fairseq.experiments.table_text import DASH, grid
 from intra_distillation_fairseq.experiments.translation import translate_and_score
 from intra_distillation_fairseq.files import file_sha256, lock, read_json, write_json
+from intra_distillation_fairseq.progress import Pace
 
 FORMAT = 1
 _IN_WORDS = {
@@ -155,12 +156,15 @@ class DepthCurve:
             repeats: translations with each n.
             say: prints one line of progress.
         """
-        for repeat in range(repeats):
-            for n in self.layers:
-                if len(self._measured(n)) <= repeat:
-                    self._measure_once(n, f"{n} layers, {repeat + 1} of {repeats}")
-                    point = self._point(n)
-                    say(f"{n} layers: BLEU {point['bleu']:.2f}, {point['sentences_per_second']:.1f} sentences/s")
+        missing = [(repeat, n) for repeat in range(repeats) for n in self.layers if len(self._measured(n)) <= repeat]
+        pace = Pace(len(missing))
+        pace.note(0)
+        for number, (repeat, n) in enumerate(missing, 1):
+            self._measure_once(n, f"{n} layers, {repeat + 1} of {repeats}")
+            pace.note(number)
+            point = self._point(n)
+            speed = f"{point['sentences_per_second']:.1f} sentences/s"
+            say(f"{n} layers: BLEU {point['bleu']:.2f}, {speed}; {pace.rest('translations')}")
 
     def _point(self, n: int) -> dict[str, Any] | None:
         return next((point for point in self.record["points"] if point["layers"] == n), None)

@@ -11,6 +11,7 @@ from intra_distillation_fairseq.analysis.run_files import read_record
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.table_text import DASH, grid
 from intra_distillation_fairseq.files import write_json
+from intra_distillation_fairseq.progress import Pace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,6 +130,9 @@ def measure(
         How many were measured.
     """
     total = len(model)
+    points = ((order, ratio) for order in orders for ratio in ratios if force or not record.find(order, ratio))
+    pace = Pace(len({record.folder(*point) for point in points}))
+    pace.note(0)
     measured: set[Path] = set()
     for order in orders:
         ranking = None
@@ -154,7 +158,9 @@ def measure(
                     point = {"order": order, "ratio": ratio, "pruned": count}
                     record.add(point | {name: values[name] for name in ("bleu", "bleu_signature", "chrf", "seconds")})
                     measured.add(folder)
-                    say(f"{order} {written(ratio)}: {count:,} of {total:,} set to zero, BLEU {values['bleu']:.2f}")
+                    pace.note(len(measured))
+                    what = f"{order} {written(ratio)}: {count:,} of {total:,} set to zero"
+                    say(f"{what}, BLEU {values['bleu']:.2f}; {pace.rest('points')}")
             finally:
                 if not kept:
                     checkpoint.unlink(missing_ok=True)

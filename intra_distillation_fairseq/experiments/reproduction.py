@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intra_distillation_fairseq import stopping
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import launch, processes
 from intra_distillation_fairseq.experiments.cells import (
@@ -26,6 +27,7 @@ from intra_distillation_fairseq.experiments.published import Published
 from intra_distillation_fairseq.experiments.recipes import Recipe, evaluation_as_dict
 from intra_distillation_fairseq.experiments.runs import RunFolder
 from intra_distillation_fairseq.experiments.table_text import hours
+from intra_distillation_fairseq.experiments.time_left import runs_left
 from intra_distillation_fairseq.files import Held
 
 SPLITS = ("train", "valid", "test")
@@ -120,6 +122,7 @@ class Reproduction:
     def __init__(self, task: Task, say: Callable[[str], None]) -> None:
         self._task = task
         self._say = say
+        self._places = 1
         self._data: dict[str, PreparedData | None] = {}
         for pair in dict.fromkeys(cell.pair for cell in task.cells):
             try:
@@ -135,6 +138,7 @@ class Reproduction:
         # Those that somebody else trained keep all their files.
         self._to_train = {cell for cell in self._left if not RunFolder(cell.folder(task.results)).finished.exists()}
         self.failures: list[Failure] = []
+        self._is_any_stopped = False
 
     @property
     def done(self) -> int:
@@ -153,13 +157,14 @@ class Reproduction:
             places: where the cells run.
             held: the lock of the results folder, which the cells inherit.
         Returns:
-            0, or 128 + the number of the signal that stopped it.
+            0, 128 + the number of the signal that stopped it, or `stopping.STATUS` where a cell alone was stopped.
         """
         self._tell(held, [])
+        self._places = len(places)
         for cell in self._left:  # a new try
             failure_file(cell.folder(self._task.results)).unlink(missing_ok=True)
         for pair in dict.fromkeys(cell.pair for cell in self._left if self._data[cell.pair] is None):
-            if status := self._prepare(pair):
+            if status := self._prepare(pair, held):
                 return status
         cells = {cell.name: cell for cell in self._left}
         number = run_jobs(
@@ -170,9 +175,11 @@ class Reproduction:
             changed=lambda pids: self._tell(held, pids),
             pass_fds=(held.fileno(),),
         )
-        return 128 + number if number else 0
+        if number:
+            return 128 + number
+        return stopping.STATUS if self._is_any_stopped else 0
 
-    def _prepare(self, pair: str) -> int:
+    def _prepare(self, pair: str, held: Held) -> int:
         """Make a data folder; a failure is noted with each of its cells. Returns 0, or 128 + a signal's number."""
         log = self._task.results / "logs" / f"prepare-{pair}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -189,8 +196,15 @@ class Reproduction:
         else:
             self._say(f"prepare {pair}, log: {log}")
             command = [*INTRA_DISTILLATION, *words]
-            status = processes.run_logged(command, log, follow=lambda line: self._say(f"  {line}"))
-            if status in (129, 130, 143):
+            status = processes.run_logged(
+                command,
+                log,
+                follow=lambda line: self._say(f"  {line}"),
+                started=lambda pid: self._tell(held, [pid], "prepare command"),
+                pass_fds=(held.fileno(),),
+            )
+            self._tell(held, [])
+            if processes.was_stopped(status):
                 return status
             try:
                 self._data[pair] = self._task.data(pair)
@@ -211,7 +225,10 @@ class Reproduction:
 
     def _ended(self, cell: Cell, job: Job, step: str, status: int, seconds: float) -> None:
         result = outcome(cell.folder(self._task.results), self._task.checkpoint)
-        if status or result.bleu is None:
+        if status == stopping.STATUS:
+            self._is_any_stopped = True
+            self._say(f"stop  {cell.name}: {failure_reason(job.log)}")
+        elif status or result.bleu is None:
             # A step that was killed could not say anything itself.
             reason = (
                 failure_reason(job.log)
@@ -221,7 +238,7 @@ class Reproduction:
             self._fail([cell], step, reason, job.log)
         else:
             self._left.remove(cell)
-            self._say(f"done  {cell.name}: BLEU {result.bleu:.2f} after {hours(seconds)}; {self._rest()}")
+            self._say(f"done  {cell.name}: BLEU {result.bleu:.2f} after {hours(seconds)}; {self.rest(self._places)}")
             if cell in self._to_train and not self._task.keep_checkpoints:
                 self._remove_checkpoints(cell)
 
@@ -242,14 +259,17 @@ class Reproduction:
             note_failure(cell.folder(self._task.results), step, reason, log)
             self.failures.append(Failure(cell, step, reason, str(log)))
         name = cells[0].name if len(cells) == 1 else f"{cells[0].pair} ({len(cells)} cells)"
-        self._say(f"FAIL  {name}: {step} failed, log: {log}; {self._rest()}")
+        self._say(f"FAIL  {name}: {step} failed, log: {log}; {self.rest(self._places)}")
 
-    def _rest(self) -> str:
-        return f"{len(self._left)} of {len(self._task.cells)} cells left"
+    def rest(self, side_by_side: int) -> str:
+        """Cells that are neither done nor failed, and how long they will take, so many at a time."""
+        task = self._task
+        done = [(cell.method, cell.folder(task.results)) for cell in task.cells if cell not in self._left]
+        return runs_left(done, [cell.method for cell in self._left], task.checkpoint, "cells", side_by_side)
 
-    def _tell(self, held: Held, pids: list[int]) -> None:
+    def _tell(self, held: Held, pids: list[int], what: str = "cells") -> None:
         """Name all holders of the results folder, for whoever is kept out."""
-        cells = f" and its cells ({'), ('.join(map(str, pids))})" if pids else ""
+        cells = f" and its {what} ({'), ('.join(map(str, pids))})" if pids else ""
         held.tell(f"intra-distillation reproduce (process {os.getpid()}){cells}")
 
 

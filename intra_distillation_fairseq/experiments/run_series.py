@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from intra_distillation_fairseq import stopping
 from intra_distillation_fairseq.experiments import processes
 from intra_distillation_fairseq.experiments.cells import failure_file, note_failure, outcome
 from intra_distillation_fairseq.experiments.jobs import Job, Place, run_jobs
 from intra_distillation_fairseq.experiments.reproduction import INTRA_DISTILLATION, failure_reason
 from intra_distillation_fairseq.experiments.table_text import hours
+from intra_distillation_fairseq.experiments.time_left import runs_left
 from intra_distillation_fairseq.files import Held
 
 CHECKPOINT = "best"
@@ -51,7 +53,8 @@ def run_series(
         held: lock that the commands inherit.
         say: prints one line.
     Returns:
-        0 or 128 + the number of the signal that stopped it; name of each failed run, and in one line why it failed.
+        0, 128 + the number of the signal that stopped it, or `stopping.STATUS` where a run alone was stopped; name of
+        each failed run, and in one line why it failed.
     """
     failures: dict[str, str] = {}
     free = []
@@ -63,19 +66,31 @@ def run_series(
             failure_file(run.folder).unlink(missing_ok=True)  # a new try
             free.append(run)
     by_name = {run.name: run for run in free}
+    left = [run.name for run in free]
+
+    def rest() -> str:
+        done = [(_kind(run.name), run.folder) for run in runs if run.name not in left]
+        return runs_left(done, map(_kind, left), CHECKPOINT, "runs")
+
+    stopped: list[Run] = []
 
     def ended(job: Job, step: str, status: int, seconds: float) -> None:
         run = by_name[job.name]
+        left.remove(job.name)
         bleu = outcome(run.folder, CHECKPOINT).bleu
         if status == 0 and bleu is not None:
-            say(f"done  {job.name}: BLEU {bleu:.2f} after {hours(seconds)}")
+            say(f"done  {job.name}: BLEU {bleu:.2f} after {hours(seconds)}; {rest()}")
+            return
+        if status == stopping.STATUS:
+            stopped.append(run)
+            say(f"stop  {job.name}: {failure_reason(job.log)}")
             return
         # A step that was killed could not say anything itself.
         told = 0 < status < 128
         reason = failure_reason(job.log) if told else f"{step} ended with {processes.describe_status(status)}"
         note_failure(run.folder, step, reason, job.log)
         failures[job.name] = f"{step} failed: {reason}; log: {job.log}"
-        say(f"FAIL  {job.name}: {step} failed, log: {job.log}")
+        say(f"FAIL  {job.name}: {step} failed, log: {job.log}; {rest()}")
 
     def tell(pids: list[int]) -> None:
         commands = f" and its commands ({'), ('.join(map(str, pids))})" if pids else ""
@@ -89,7 +104,14 @@ def run_series(
         changed=tell,
         pass_fds=(held.fileno(),),
     )
-    return (128 + number if number else 0), failures
+    if number:
+        return 128 + number, failures
+    return (stopping.STATUS if stopped else 0), failures
+
+
+def _kind(name: str) -> str:
+    """Runs that differ in their seed alone are of one kind."""
+    return name.rpartition("/")[0]
 
 
 def _job(run: Run, data: Path, config: Path) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,6 +198,9 @@ class Rounds:
             [*INTRA_DISTILLATION, *words],
             log,
             follow=lambda line: self._say(f"  {line}"),
+            started=lambda pid: self._held.tell(
+                f"intra-distillation self-distill (process {os.getpid()}) and its {name} ({pid})"
+            ),
             pass_fds=(self._held.fileno(),),
         )
 

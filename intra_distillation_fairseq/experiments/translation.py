@@ -11,10 +11,10 @@ from typing import Any
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import devices, generation, processes
 from intra_distillation_fairseq.experiments.prepared import PreparedData, count_binarised, raw_lines
-from intra_distillation_fairseq.experiments.progress import Progress
 from intra_distillation_fairseq.experiments.recipes import Evaluation
 from intra_distillation_fairseq.experiments.scores import score
 from intra_distillation_fairseq.files import write_text
+from intra_distillation_fairseq.progress import Progress
 
 _SPEED = re.compile(
     r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s \(([\d.]+) sentences/s, ([\d.]+) tokens/s\)"
@@ -96,12 +96,10 @@ def _translate(
         nonlocal done
         if generation.is_hypothesis(line):
             done += 1
-            if done % max(total // 10, 1) == 0:
-                progress.milestone(done, {})
-            else:
-                progress.show(done)
+            progress.show(done)
 
-    status = processes.run_logged(command, output, log, follow=follow)
+    # Without this process nobody would score its output, and the next one would write into the same files.
+    status = processes.run_logged(command, output, log, follow=follow, dies_with_us=True)
     progress.close()
     if status:
         print(processes.tail(log), file=sys.stderr)

@@ -72,7 +72,7 @@ def translations(measured) -> Iterator[list[str]]:
     """Names of the folders into which was translated; from now on by forks that have imported fairseq already."""
     folders = []
 
-    def run_logged(words: list[str], output: Path, errors: Path, *, follow) -> int:
+    def run_logged(words: list[str], output: Path, errors: Path, *, follow, dies_with_us) -> int:
         folders.append(output.parent.name)
         done = command("generate", *words[1:])
         output.write_text(done.stdout)

@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,43 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
         temporary.write_text("new\udc80", encoding="utf-8")
     assert path.read_bytes() == b"old\n" and os.listdir(tmp_path) == ["a"]
+
+
+def test_the_bytes_are_on_the_disk_before_they_have_the_name(tmp_path, monkeypatch):
+    steps = []
+
+    def noting(real, name):
+        return lambda *args: (steps.append(name), real(*args))[1]
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name), name))
+    write_text(tmp_path / "a", "new\n")
+    assert steps == ["fsync", "replace"]
+
+
+def test_leftovers_of_killed_processes_go_and_those_of_live_ones_stay(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    host = socket.gethostname()
+    live = {f".b.{host}.{os.getppid()}", f".b.elsewhere.{killed.pid}", f"b.{host}.{killed.pid}", f".b.{host}.x"}
+    for name in (*live, f".a.{host}.{killed.pid}", f".b.{host}.{killed.pid}"):
+        (tmp_path / name).touch()
+    write_text(tmp_path / "a", "new\n")
+    assert set(os.listdir(tmp_path)) == live | {"a"}
+
+
+def test_what_a_killed_process_was_writing_goes_with_the_next_write(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from intra_distillation_fairseq.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a"], check=False)
+    assert [name.startswith(".a.") for name in os.listdir(tmp_path)] == [True]
+    write_text(tmp_path / "a", "whole\n")
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_text_and_mode(tmp_path):
@@ -114,3 +153,23 @@ def test_a_child_that_inherits_the_lock_holds_it(tmp_path):
         child.wait()
     with open(tmp_path / ".lock", "a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_holder_that_is_killed_holds_nothing(tmp_path):
+    code = (
+        "import signal, sys; from pathlib import Path\n"
+        "from intra_distillation_fairseq.files import lock\n"
+        "with lock(Path(sys.argv[1]), 'the run folder'):\n"
+        "    print('held', flush=True)\n"
+        "    signal.pause()\n"
+    )
+    path = tmp_path / ".lock"
+    holder = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=f"is in use by process {holder.pid} on "), lock(path, "the run folder"):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    assert f"process {holder.pid} " in path.read_text()  # which says nothing any more
+    with lock(path, "the run folder"):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")

@@ -419,7 +419,22 @@ def test_whoever_is_kept_out_is_told_of_all_cells(harness, monkeypatch):
     assert harness("--langs de --methods id_x")[0] == 0
     me = f"intra-distillation reproduce (process {os.getpid()})"
     assert told[1] == me  # the first one is the lock's own
+    assert told[2].startswith(f"{me} and its prepare command (") and told[3] == me
     assert any(who.startswith(f"{me} and its cells (") for who in told)
+
+
+def test_the_prepare_command_holds_the_results_folder_too(harness, monkeypatch):
+    """Where the harness is killed and it lives on, a second one must not begin beside it."""
+    held = []
+
+    def run_logged(command, log, *, follow, started, pass_fds):
+        held.append([os.readlink(f"/proc/self/fd/{number}") for number in pass_fds])
+        log.write_text("no\n")
+        return 2
+
+    monkeypatch.setattr(reproduction.processes, "run_logged", run_logged)
+    assert harness("--langs de --methods id_x")[0] == 1
+    assert held == [[str(harness.results / ".reproduce.lock")]]
 
 
 def test_a_results_folder_of_another_table_is_refused(harness):

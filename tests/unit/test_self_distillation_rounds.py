@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from intra_distillation_fairseq.experiments.prepared import open_prepared
 from intra_distillation_fairseq.experiments.recipes import evaluation_as_dict, read_recipe
 from intra_distillation_fairseq.experiments.reproduction import INTRA_DISTILLATION
 from intra_distillation_fairseq.experiments.table_text import number
-from intra_distillation_fairseq.files import file_sha256, read_json, write_json
+from intra_distillation_fairseq.files import Held, file_sha256, read_json, write_json
 
 CONFIG = Path(main.__file__).resolve().parents[2] / "configs" / "iwslt14_transformer_small.yaml"
 RECIPE = read_recipe(CONFIG)
@@ -29,7 +30,8 @@ class Commands:
         self.called: list[list[str]] = []
         self.fails: dict[str, str] = {}  # command -> the line of its error
 
-    def __call__(self, command, log, *, follow, pass_fds) -> int:
+    def __call__(self, command, log, *, follow, started, pass_fds) -> int:
+        started(4711)
         name, *words = command[len(INTRA_DISTILLATION) :]
         self.called.append([name, *words])
         if name in self.fails:
@@ -96,6 +98,14 @@ def distil(capsys, data: Path, results: Path, *words: object) -> tuple[int, str]
         + [str(word) for word in words]
     )
     return status, capsys.readouterr().err
+
+
+def test_whoever_is_kept_out_is_told_of_the_step(commands, data, tmp_path, capsys, monkeypatch):
+    told = []
+    monkeypatch.setattr(Held, "tell", lambda self, who: told.append(who))
+    assert distil(capsys, data, tmp_path / "results")[0] == 0
+    me = f"intra-distillation self-distill (process {os.getpid()})"
+    assert told[1:4] == [f"{me} and its {step} (4711)" for step in ("train", "evaluate", "sensitivity")]
 
 
 def test_a_baseline_is_scored_and_measured_as_its_students_are(commands, data, tmp_path, capsys):
