@@ -122,8 +122,10 @@ def samples(args: argparse.Namespace, number: int | None) -> list[dict[str, Any]
 # -- updates
 
 
-def make_trainer(variant: str, args: argparse.Namespace, device: torch.device) -> Trainer:
-    """fairseq's trainer with a model, criterion and optimiser of its own."""
+def make_trainer(
+    variant: str, args: argparse.Namespace, device: torch.device, more: dict[str, Any] | None = None
+) -> Trainer:
+    """fairseq's trainer with a model, criterion and optimiser of its own; `more` are further options of fairseq."""
     recipe = read_recipe(RECIPE)
     flags = {**recipe.options("id_x" if variant != BASELINE else "transformer"), **VARIANTS[variant]}
     if variant != BASELINE:
@@ -132,7 +134,7 @@ def make_trainer(variant: str, args: argparse.Namespace, device: torch.device) -
         for name in ("embed_dim", "ffn_embed_dim", "layers", "attention_heads"):
             flags[f"{side}-{name.replace('_', '-')}"] = getattr(args, name)
     flags |= {"task": "translation_intra_distillation", "max-tokens": args.max_tokens, "seed": 1}
-    flags |= {**PRECISIONS[args.precision], "cpu": device.type == "cpu"}
+    flags |= {**PRECISIONS[args.precision], "cpu": device.type == "cpu", **(more or {})}
     parser = options.get_training_parser()
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, ["no data", *as_flags(flags)]))
     words = dictionary(args.types)

@@ -4,22 +4,35 @@ Each function is one mend for which fairseq has no extension point. P1, P3, ... 
 which says for all of them what goes wrong and where it is mended; each has a test that fails without it.
 """
 
-from intra_distillation_fairseq.compat.batches import keep_last_batch
+from intra_distillation_fairseq.compat.batches import count_batches_beside_an_empty_one, keep_last_batch
+from intra_distillation_fairseq.compat.boards import start_wandb_once
 from intra_distillation_fairseq.compat.checkpoints import (
     allow_fairseq_checkpoints,
-    copy_checkpoints_atomically,
-    explain_refused_checkpoints,
+    refuse_strangers_checkpoints,
 )
+from intra_distillation_fairseq.compat.messages import end_with_one_line
+from intra_distillation_fairseq.compat.overflow import let_updates_be_skipped
 from intra_distillation_fairseq.compat.precision import let_bf16_mean_bf16
 from intra_distillation_fairseq.compat.processes import let_ddp_run_on_cpu, refuse_launches_that_do_not_train
+from intra_distillation_fairseq.compat.restoring import go_on_from_newest_whole_checkpoint
+from intra_distillation_fairseq.compat.saving import copy_checkpoints_atomically, write_checkpoints_whole
+from intra_distillation_fairseq.compat.stopping import pass_signals_on, stop_when_asked
 
 
 def install() -> None:
     """Put every mend in place, once."""
     allow_fairseq_checkpoints()
-    explain_refused_checkpoints()
+    refuse_strangers_checkpoints()
+    end_with_one_line()
     keep_last_batch()
+    let_updates_be_skipped()  # the first around Trainer.train_step
+    count_batches_beside_an_empty_one()
+    write_checkpoints_whole()
     copy_checkpoints_atomically()
+    go_on_from_newest_whole_checkpoint()
+    stop_when_asked()
+    pass_signals_on()
     let_bf16_mean_bf16()
     let_ddp_run_on_cpu()
     refuse_launches_that_do_not_train()
+    start_wandb_once()
