@@ -74,7 +74,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; None where the file is missing or broken, which for a record both mean: it tells nothing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -128,52 +128,55 @@ def test_changed_setting_redoes_what_depends_on_it(prepared, tmp_path):
 
 def test_killed_anywhere_it_ends_with_the_same_bytes(prepared, tmp_path):
     """SIGKILL at every rename, in the middle of a text file, and while fairseq-preprocess runs."""
-    driver = tmp_path / "killed.py"
+    driver, out = tmp_path / "killed.py", tmp_path / "out"
     driver.write_text(
         "import os, signal, subprocess, sys\n"
         "sys.argv[0] = 'intra-distillation'\n"
-        "where, number = sys.argv.pop(1).split(':')\n"
+        "event, out = sys.argv.pop(1), sys.argv.pop(1)\n"
+        "wanted, number = event.split(':')\n"
         "left = int(number)\n"
-        "def die_at_last(real):\n"
-        "    def call(*args, **kwargs):\n"
-        "        global left\n"
-        "        left -= 1\n"
-        "        if not left:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return real(*args, **kwargs)\n"
-        "    return call\n"
-        "from intra_distillation_fairseq.corpus import binarise, pairs\n"
-        "from intra_distillation_fairseq.cli.main import main\n"
-        "if where == 'rename':\n"
-        "    os.replace = die_at_last(os.replace)\n"
-        "elif where == 'write':\n"
-        "    pairs.PairWriter.write = die_at_last(pairs.PairWriter.write)\n"
-        "else:\n"
-        "    def run(command, check, **options):\n"
-        "        subprocess.Popen(command, **options)\n"
+        "def comes(event):\n"
+        "    global left\n"
+        "    left -= event == wanted\n"
+        "    if not left:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    binarise.subprocess.run = run\n"
+        "from intra_distillation_fairseq.corpus import pairs\n"
+        "from intra_distillation_fairseq.cli.main import main\n"
+        "replace, write, Popen = os.replace, pairs.PairWriter.write, subprocess.Popen\n"
+        "def rename(source, place):\n"
+        "    comes(os.path.relpath(place, out))\n"
+        "    replace(source, place)\n"
+        "def chunk(*args):\n"
+        "    comes('write')\n"
+        "    write(*args)\n"
+        "def start(*args, **options):\n"
+        "    child = Popen(*args, **options)\n"
+        "    comes('fairseq-preprocess')\n"
+        "    return child\n"
+        "os.replace, pairs.PairWriter.write, subprocess.Popen = rename, chunk, start\n"
         "sys.exit(main())\n"
     )
-    out = tmp_path / "out"
 
-    def killed(moment):
-        done = prepare(prepared, "--out", out, command=(sys.executable, driver, moment, "prepare-parallel"))
-        assert done.returncode == -9, (moment, done.stderr)
+    def killed(*events):
+        for event in events:
+            done = prepare(prepared, "--out", out, command=(sys.executable, driver, event, out, "prepare-parallel"))
+            assert done.returncode == -9, (event, done.stderr)
 
     def key(stage):
         return json.loads((out / "stages" / f"{stage}.json").read_text())["key"]
 
-    killed("write:2")  # in raw/
-    for number in (1, 2, 3, 3, 3, 6, 3, 4):  # around the renames of raw/, dict.txt and spm/, and of their stamps
-        killed(f"rename:{number}")
-    assert (out / "spm").exists() and not key("subwords")
-    killed("write:2")  # in pieces/
-    killed("rename:3")
+    # A stage writes its stamp twice: without a key before its outputs get their names, with it after.
+    killed("write:2", "stages/clean.json:1", "oddities.json:1", "raw:1", "stages/clean.json:2")
+    assert (out / "raw").exists() and (out / "oddities.json").exists() and not key("clean")
+    killed("raw:1")  # the one that was there has stepped aside
+    assert not (out / "raw").exists()
+    killed("stages/subwords.json:1", "dict.txt:1", "spm:1", "stages/subwords.json:2")
+    assert (out / "spm").exists() and key("clean") and not key("subwords")
+    killed("write:2", "pieces:1", "stages/encode.json:2")
     assert (out / "pieces").exists() and not key("encode")
-    killed("binarise:1")
-    killed("rename:3")
+    killed("fairseq-preprocess:1", "bin:1", "stages/binarise.json:2")
     assert (out / "bin").exists() and not key("binarise")
+    killed("manifest.json:1")
     done = prepare(prepared, "--out", out)
     assert done.returncode == 0, done.stderr
     assert tree(out) == tree(prepared / "out")

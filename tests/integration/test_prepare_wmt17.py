@@ -95,7 +95,8 @@ def prepared(archives, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wmt17 ü") / "out"
     done = prepare("--archives", archives, "--out", out, *FLAGS, command=("bash", SCRIPT))
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "extract ...\nclean ...\nsubwords ...\nencode ...\nbinarise ...\n"
+    stages = [line for line in done.stderr.split("\n") if line.endswith(" ...")]  # among the progress of slow ones
+    assert stages == ["extract ...", "clean ...", "subwords ...", "encode ...", "binarise ..."]
     manifest = json.loads((out / "en-de/manifest.json").read_text())
     train, valid = (manifest["splits"][split]["binarised_lines"] for split in ("train", "valid"))
     assert done.stdout == (
