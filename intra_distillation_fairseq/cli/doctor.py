@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Print a line for each part; returns 0, or 1 where one has failed."""
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise UserError(f"--json '{args.json}': its folder does not exist: make it, or give another file")
+    if args.json is not None and (args.json.is_dir() or not os.access(args.json.absolute().parent, os.W_OK)):
+        raise UserError(f"--json '{args.json}' cannot be written: give the name of a file in a folder of yours")
     for number in (signal.SIGTERM, signal.SIGHUP):  # by an exception, which takes the temporary folder along
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     findings = []

@@ -63,21 +63,21 @@ def run(args: argparse.Namespace) -> int:
     options = {lang: common_options(args, f"iwslt14_{lang}_{TARGET}", (lang, TARGET)) for lang in langs}
     if args.archive and not Path(args.archive).is_file():
         raise UserError(f"--archive '{args.archive}' is not a file: give the path of 2014-01.tgz")
-    out = Path(args.out)
+    out, limit = Path(args.out), max_unpacked(args)
     archive = Path(args.archive) if args.archive else out / "download" / "2014-01.tgz"
     with explain_full_disk(out):
-        _prepare(args, langs, options, out, archive)
+        _prepare(args, langs, options, out, archive, limit)
     return 0
 
 
-def _prepare(args: argparse.Namespace, langs: list[str], options: dict[str, Options], out: Path, archive: Path) -> None:
+def _prepare(
+    args: argparse.Namespace, langs: list[str], options: dict[str, Options], out: Path, archive: Path, limit: int
+) -> None:
     with lock(out / "download" / ".lock", "the download folder", say):
         known = FileDigests(out / "download" / "known.json")
         if not args.archive:
             fetch((args.url,) if args.url else IWSLT14_URLS, archive, known, say)
-        text = Iwslt14(
-            archive, known.sha256(archive), args.consistent_test, args.replace_invalid_utf8, max_unpacked(args)
-        )
+        text = Iwslt14(archive, known.sha256(archive), args.consistent_test, args.replace_invalid_utf8, limit)
     for lang in langs:
         path = out / f"{lang}-{TARGET}"
         with lock(path / ".lock", "the data folder"):

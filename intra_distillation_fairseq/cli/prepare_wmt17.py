@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.accept_other_archives and not args.archives:
         raise UserError("--accept-other-archives is for archives of yours: give --archives DIR too")
     limits = (ratio("--ratio", args.ratio), whole_number("--max-length", args.max_length, 1))
+    most = max_unpacked(args)
     options = common_options(
         args,
         f"wmt17_{SOURCE}_{TARGET}",
@@ -106,11 +107,13 @@ def run(args: argparse.Namespace) -> int:
             find_local(archive, Path(args.archives))
     out = Path(args.out)
     with explain_full_disk(out):
-        _prepare(args, options, limits if args.count == "words" else None, out)
+        _prepare(args, options, limits if args.count == "words" else None, most, out)
     return 0
 
 
-def _prepare(args: argparse.Namespace, options: Options, word_limits: tuple[float, int] | None, out: Path) -> None:
+def _prepare(
+    args: argparse.Namespace, options: Options, word_limits: tuple[float, int] | None, most: int, out: Path
+) -> None:
     with lock(out / "download" / ".lock", "the download folder", say):
         known = FileDigests(out / "download" / "known.json")
         test = _test_set(args, known)
@@ -120,7 +123,7 @@ def _prepare(args: argparse.Namespace, options: Options, word_limits: tuple[floa
                 archives[archive.name] = check_local(archive, Path(args.archives), known, args.accept_other_archives)
             else:
                 archives[archive.name] = fetch_published(archive.mirrors, out / "download", known, say)
-    text = Wmt17(archives, test, word_limits, args.replace_invalid_utf8, max_unpacked(args))
+    text = Wmt17(archives, test, word_limits, args.replace_invalid_utf8, most)
     path = out / f"{SOURCE}-{TARGET}"
     with lock(path / ".lock", "the data folder"):
         inputs = tuple(file for file, _ in archives.values())

@@ -10,6 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from intra_distillation_fairseq import stopping
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import devices, launch, logs, processes, rendezvous
 from intra_distillation_fairseq.experiments.paths import check_for_fairseq
@@ -222,9 +223,9 @@ def _launch(
     how = processes.describe_status(status)
     if processes.was_stopped(status):
         again = "the same command " + (f"goes on from update {log.saved}" if log.saved else "starts again")
-        if log.saved == log.update > 0:
+        if status == stopping.STATUS and log.saved >= log.update:  # not every update is logged
             again = "saved: the same command goes on"
-        print(f"stopped by {how} at update {log.update}, {again}; log: {folder.log}", file=sys.stderr)
+        print(f"stopped by {how} at update {max(log.update, log.saved)}, {again}; log: {folder.log}", file=sys.stderr)
         return status
     if status == 0:
         how, status = "exit status 0, but without training", 1

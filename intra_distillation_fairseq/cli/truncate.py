@@ -8,7 +8,6 @@ from pathlib import Path
 
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.comparison import relative
-from intra_distillation_fairseq.files import lock
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,28 +27,22 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out '{out}' is the checkpoint itself: give another file")
     if out.is_dir():
         raise UserError(f"--out '{out}' is a folder: give a file, as in '{out / 'checkpoint.pt'}'")
-    _check_free(args, out)
+    if out.exists() and not args.force:
+        raise UserError(f"'{out}' exists: give another --out, or --force to replace it")
     from intra_distillation_fairseq import checkpoints  # imports torch
     from intra_distillation_fairseq.export import for_plain_fairseq
     from intra_distillation_fairseq.models.depth import truncate_state
 
     whole = checkpoints.load(args.checkpoint)
     _check_writable(out)
-    with lock(out.with_name(f".{out.name}.lock"), f"'{out.name}' in"):
-        _check_free(args, out)  # once more: another one may have made it meanwhile
-        state = for_plain_fairseq(truncate_state(whole, args.layers))
-        try:
-            checkpoints.write(state, out)
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or "not all of it: is the disk full?"
-            raise UserError(f"--out '{out}' cannot be written ({reason}): give another file") from None
+    state = for_plain_fairseq(truncate_state(whole, args.layers))
+    try:
+        checkpoints.write(state, out)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "not all of it: is the disk full?"
+        raise UserError(f"--out '{out}' cannot be written ({reason}): give another file") from None
     print(f"the first {args.layers} encoder and decoder layers, {out.stat().st_size / 2**20:.1f} MiB: {relative(out)}")
     return 0
-
-
-def _check_free(args: argparse.Namespace, out: Path) -> None:
-    if out.exists() and not args.force:
-        raise UserError(f"'{out}' exists: give another --out, or --force to replace it")
 
 
 def _example(folder: Path) -> str:

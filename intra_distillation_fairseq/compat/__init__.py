@@ -16,7 +16,7 @@ from intra_distillation_fairseq.compat.precision import let_bf16_mean_bf16
 from intra_distillation_fairseq.compat.processes import let_ddp_run_on_cpu, refuse_launches_that_do_not_train
 from intra_distillation_fairseq.compat.restoring import go_on_from_newest_whole_checkpoint
 from intra_distillation_fairseq.compat.saving import copy_checkpoints_atomically, write_checkpoints_whole
-from intra_distillation_fairseq.compat.stopping import pass_signals_on, stop_when_asked
+from intra_distillation_fairseq.compat.stopping import end_prefetching_at_exit, pass_signals_on, stop_when_asked
 
 
 def install() -> None:
@@ -32,6 +32,7 @@ def install() -> None:
     go_on_from_newest_whole_checkpoint()
     stop_when_asked()
     pass_signals_on()
+    end_prefetching_at_exit()
     let_bf16_mean_bf16()
     let_ddp_run_on_cpu()
     refuse_launches_that_do_not_train()

@@ -10,7 +10,6 @@ from typing import Any
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 
-from intra_distillation_fairseq.compat.stopping import end_prefetching
 from intra_distillation_fairseq.compat.wrapping import wrap
 
 logger = logging.getLogger(__name__)
@@ -47,9 +46,6 @@ def let_updates_be_skipped() -> None:
                     metrics.log_scalar("loss_scale", scale, priority=700, round=4, weight=0)
                 metrics.log_stop_time("train_wall")
                 return None  # as fairseq says of any batch that led to no update
-            except SystemExit:
-                end_prefetching()  # the process would hang or abort at its end, now and then
-                raise
 
         return train_step_or_skip
 

@@ -51,6 +51,7 @@ def go_on_from_newest_whole_checkpoint() -> None:
             if choice.restore_file != LAST:
                 cfg = copy.deepcopy(cfg)  # the trainer's own goes into every checkpoint
                 cfg.restore_file = choice.restore_file
+                cfg.finetune_from_model = None  # for the first start only, as fairseq has it with LAST
             loaded = load(cfg, trainer, **kwargs)
             if 0 < trainer.cfg.optimization.max_update <= trainer.get_num_updates():
                 if choice.restore_file != LAST and trainer.data_parallel_rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -74,7 +75,6 @@ def _save_and_leave(cfg: Any, trainer: Any, epoch_itr: Any) -> None:
         checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # who leaves first must not take the one that saves along
-    end_prefetching()
     signal_name = stopping.request.signal.name if stopping.request.signal else "a signal to another process"
     is_lost = cfg.checkpoint.no_save or cfg.checkpoint.no_last_checkpoints
     how = "not saved (--no-save or --no-last-checkpoints)" if is_lost else "saved"
@@ -82,8 +82,13 @@ def _save_and_leave(cfg: Any, trainer: Any, epoch_itr: Any) -> None:
     raise SystemExit(stopping.STATUS)
 
 
-def end_prefetching() -> None:
-    """Python aborts where a thread still computes when it ends. Of each only the batch in hand is waited for."""
+def end_prefetching_at_exit() -> None:
+    """Python may abort or hang where a thread still computes as it ends: after a stop, a full disk, a crash."""
+    atexit.register(_end_prefetching)
+
+
+def _end_prefetching() -> None:
+    """Of each thread only the batch in hand is waited for."""
     for thread in threading.enumerate():
         if isinstance(thread, BackgroundConsumer):
             thread._max_len = 0
@@ -106,8 +111,8 @@ def pass_signals_on() -> None:
                     while not context.join():
                         pass
                 except torch.multiprocessing.ProcessExitedException as error:
-                    if error.exit_code == stopping.STATUS:
-                        raise SystemExit(stopping.STATUS) from None
+                    if error.exit_code > 0:  # it left of its own accord, and has said why: stopped, or "error: ..."
+                        raise SystemExit(error.exit_code) from None
                     if signals.received and -error.exit_code in signals.received:  # it had nothing to save yet
                         stopping.end_by(-error.exit_code)
                     raise

@@ -225,7 +225,7 @@ def _receive(url: str, part: Path, timeout_s: float) -> None:
                 raise _TryAgain("the server sent a part of another file than before")
             have = have if resumed else 0
             length = answer.headers.get("Content-Length")
-            expected = have + int(length) if length and length.isdigit() else None
+            expected = have + int(length) if length and length.isdecimal() else None
             if not resumed:
                 part.unlink(missing_ok=True)
                 # Only a strong mark vouches that the rest belongs to the same bytes.
@@ -270,6 +270,8 @@ def _copy(answer: http.client.HTTPResponse, part: Path, have: int, expected: int
             out.flush()
             have += len(block)
             progress.show(have // 10**6)
+    if not have:  # an empty file would even pass for a gzip file
+        raise _TryAgain("the server sent nothing")
     if expected is not None and have < expected:
         raise _TryAgain(f"the connection ended after {have:,} of {expected:,} bytes")
 

@@ -15,8 +15,12 @@ TASK = "translation_intra_distillation"
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 USER_DIR = Path(__file__).resolve().parents[1]
 _PRECISION_FLAGS = ("amp", "memory-efficient-fp16", "memory-efficient-bf16")
-# How the processes of one run find each other: differs from process to process and from launch to launch.
-_RENDEZVOUS = ("distributed-rank", "distributed-init-method", "distributed-port", "device-id", "local_rank")
+# How many processes train, and how they find each other: differs from process to process and from launch to launch.
+_PROCESSES = (
+    *("distributed-world-size", "distributed-rank", "distributed-init-method", "distributed-port"),
+    *("distributed-backend", "device-id", "local_rank"),
+)
+_BARE = ("distributed-no-spawn",)
 # Where the curves are shown decides nothing: one may begin, or stop, to look at a run that goes on.
 _BOARDS = ("tensorboard-logdir", "wandb-project")
 # What becomes of an update that goes wrong: a training that stopped for one may go on without it.
@@ -70,15 +74,15 @@ def check_flags(flags: list[str]) -> None:
 
 
 def lasting_flags(flags: list[str]) -> list[str]:
-    """Flags without those by which the processes of one run find each other, or its curves are shown."""
+    """Flags without those that are no settings of a run: its processes, where curves are shown, what stops it."""
     kept, skip = [], False
     for flag in flags:
         name, equals, _ = flag.removeprefix("--").partition("=")
         if skip:
             skip = False
-        elif flag.startswith("--") and name in (*_RENDEZVOUS, *_BOARDS, *_POLICIES):
+        elif flag.startswith("--") and name in (*_PROCESSES, *_BOARDS, *_POLICIES):
             skip = not equals
-        else:
+        elif not (flag.startswith("--") and name in _BARE):
             kept.append(flag)
     return kept
 

@@ -66,7 +66,7 @@ def translate_and_score(
         `translation_seconds`, `sentences_per_second`, `tokens_per_second` (of the translations), None where it reports
         nothing.
     Raises:
-        TranslationFailed: fairseq-generate failed; the end of its log has been printed.
+        TranslationFailed: fairseq-generate failed; why, or the end of its log, has been printed.
         UserError: as many hypotheses as references are not to be had.
     """
     started = time.monotonic()
@@ -102,7 +102,9 @@ def _translate(
     status = processes.run_logged(command, output, log, follow=follow, dies_with_us=True)
     progress.close()
     if status:
-        print(processes.tail(log), file=sys.stderr)
+        last = processes.tail(log, 1)
+        # A line of ours says all; the log before it is mostly fairseq's list of settings.
+        print(last if last.startswith("error: ") else processes.tail(log), file=sys.stderr)
         how = processes.describe_status(status)
         raise TranslationFailed(f"fairseq-generate ended with {how}; its log, of which this is the end: {log}", status)
     hypotheses = generation.read_hypotheses(output)

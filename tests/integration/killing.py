@@ -39,6 +39,43 @@ def watch(folder, counter, last):
 
 watch(os.environ["WATCHED"], os.environ["WATCHED_COUNTER"], int(os.environ["WATCHED_LAST"]))
 """
+# `python -c AT_EVENT EVENT:NUMBER FOLDER COMMAND ...` runs a command of ours, which kills itself when an event has come
+# NUMBER times: just before a file or folder gets its name in FOLDER (its path there), just before pairs are written
+# to a text ("write"), or just after a program has been started ("start").
+AT_EVENT = """
+import os, signal, subprocess, sys
+
+(wanted, left), folder = sys.argv[1].split(":"), sys.argv[2]
+sys.argv, left = ["intra-distillation", *sys.argv[3:]], int(left)
+
+def comes(event):
+    global left
+    left -= event == wanted
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+from intra_distillation_fairseq.corpus import pairs
+from intra_distillation_fairseq.cli.main import main
+
+replace, write, Popen = os.replace, pairs.PairWriter.write, subprocess.Popen
+
+def watched_replace(source, place):
+    comes(os.path.relpath(place, folder))
+    replace(source, place)
+
+def watched_write(*arguments):
+    comes("write")
+    write(*arguments)
+
+def watched_popen(*arguments, **options):
+    child = Popen(*arguments, **options)
+    comes("start")
+    return child
+
+pairs._CHUNK_PAIRS = 100
+os.replace, pairs.PairWriter.write, subprocess.Popen = watched_replace, watched_write, watched_popen
+sys.exit(main())
+"""
 _DEADLINE = 600  # seconds; only where something hangs
 _numbers = itertools.count()
 

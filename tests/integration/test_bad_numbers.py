@@ -2,13 +2,11 @@
 
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fairseq import options
-from fairseq.data.iterators import BufferedIterator
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
@@ -238,18 +236,6 @@ def test_a_skipped_update_leaves_everything_as_it_was(make_trainer, optimizer):
         # An exception must not leave fairseq's metrics switched on.
         assert len(metrics.get_active_aggregators()) == 1
     assert all(torch.equal(a, b) for a, b in zip(*states))
-
-
-def test_no_thread_that_loads_data_is_left_when_the_training_stops(make_trainer):
-    """The process would hang or abort at its end, now and then."""
-    prefetched = BufferedIterator(2, range(99))
-    next(prefetched)
-    assert prefetched._consumer.is_alive()
-    trainer = make_trainer()
-    trainer.task.check_gradient = lambda *_: sys.exit("error: stopped")
-    with pytest.raises(SystemExit, match="stopped"):
-        trainer.train_step([batches(trainer)[0]])
-    assert not prefetched._consumer.is_alive()
 
 
 def moments(trainer: Trainer) -> list[torch.Tensor]:

@@ -160,6 +160,10 @@ def no_length(answer: Answer) -> None:
     answer.wfile.write(BODY[: len(BODY) // 2])
 
 
+def nothing(answer: Answer) -> None:
+    answer.give(b"")
+
+
 def busy(answer: Answer) -> None:
     answer.give(b"", 503)
 
@@ -269,8 +273,8 @@ def refused(get, tmp_path: Path, *servers: Server) -> str:
 
 
 RECOVERING = [
-    (cut,), (reset,), (reset_at_once,), (stall_at_once,), (stall,), (busy,), (garbage,), (chunks_that_end,),
-    (longer,), (cut, cut, cut), (cut, busy, reset, stall), (cut, no_ranges), (cut, another_part), (cut, deaf_to_if_range),
+    (cut,), (reset,), (reset_at_once,), (stall_at_once,), (stall,), (busy,), (nothing,), (garbage,),
+    (chunks_that_end,), (longer,), (cut, cut, cut), (cut, busy, reset, stall), (cut, no_ranges), (cut, another_part), (cut, deaf_to_if_range),
     (busy_till_a_date,), (to_the_file,), (reset, longer), (stall, busy, cut, reset_at_once),
 ]  # fmt: skip
 
@@ -300,6 +304,7 @@ REFUSED = [
     (garbage, "the connection broke"),
     (longer, "the connection ended after|the server sent a part|answered 416"),
     (no_length, "what came has the SHA-256|the archive came damaged"),
+    (nothing, "the server sent nothing, 5 times"),
     (shorter, "what came has the SHA-256|the archive came damaged"),
     (chunks_that_end, "the connection broke"),
 ]

@@ -76,6 +76,8 @@ def test_what_is_missing_fails_with_its_remedy(blocked, tmp_path):
 def test_a_report_needs_a_folder(tmp_path, capsys):
     assert main(["doctor", "--json", str(tmp_path / "no" / "report.json")]) == 2
     assert "its folder does not exist: make it, or give another file" in capsys.readouterr().err
+    assert main(["doctor", "--json", str(tmp_path)]) == 2
+    assert "cannot be written: give the name of a file in a folder of yours" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

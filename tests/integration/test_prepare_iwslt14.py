@@ -180,6 +180,14 @@ def test_archive_and_url(tmp_path):
     )
 
 
+def test_limit_is_checked_before_anything_is_downloaded(tmp_path):
+    check_error(
+        prepare("--max-unpacked-gb", "50GB", "--url", "https://x/a.tgz", "--out", tmp_path / "out"),
+        "--max-unpacked-gb '50GB': needed is a number above 0",
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_archive_that_is_not_there(tmp_path):
     check_error(
         prepare("--archive", tmp_path / "a.tgz", "--out", tmp_path / "out"),

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from killing import AT_EVENT
 from wit3_sample import sentence
 
 COMMAND = Path(sys.executable).with_name("intra-distillation")
@@ -128,38 +129,11 @@ def test_changed_setting_redoes_what_depends_on_it(prepared, tmp_path):
 
 def test_killed_anywhere_it_ends_with_the_same_bytes(prepared, tmp_path):
     """SIGKILL at every rename, in the middle of a text file, and while fairseq-preprocess runs."""
-    driver, out = tmp_path / "killed.py", tmp_path / "out"
-    driver.write_text(
-        "import os, signal, subprocess, sys\n"
-        "sys.argv[0] = 'intra-distillation'\n"
-        "event, out = sys.argv.pop(1), sys.argv.pop(1)\n"
-        "wanted, number = event.split(':')\n"
-        "left = int(number)\n"
-        "def comes(event):\n"
-        "    global left\n"
-        "    left -= event == wanted\n"
-        "    if not left:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from intra_distillation_fairseq.corpus import pairs\n"
-        "from intra_distillation_fairseq.cli.main import main\n"
-        "replace, write, Popen = os.replace, pairs.PairWriter.write, subprocess.Popen\n"
-        "def rename(source, place):\n"
-        "    comes(os.path.relpath(place, out))\n"
-        "    replace(source, place)\n"
-        "def chunk(*args):\n"
-        "    comes('write')\n"
-        "    write(*args)\n"
-        "def start(*args, **options):\n"
-        "    child = Popen(*args, **options)\n"
-        "    comes('fairseq-preprocess')\n"
-        "    return child\n"
-        "os.replace, pairs.PairWriter.write, subprocess.Popen = rename, chunk, start\n"
-        "sys.exit(main())\n"
-    )
+    out, program = tmp_path / "out", (sys.executable, "-c", AT_EVENT)
 
     def killed(*events):
         for event in events:
-            done = prepare(prepared, "--out", out, command=(sys.executable, driver, event, out, "prepare-parallel"))
+            done = prepare(prepared, "--out", out, command=(*program, event, out, "prepare-parallel"))
             assert done.returncode == -9, (event, done.stderr)
 
     def key(stage):
@@ -174,7 +148,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(prepared, tmp_path):
     assert (out / "spm").exists() and key("clean") and not key("subwords")
     killed("write:2", "pieces:1", "stages/encode.json:2")
     assert (out / "pieces").exists() and not key("encode")
-    killed("fairseq-preprocess:1", "bin:1", "stages/binarise.json:2")
+    killed("start:1", "bin:1", "stages/binarise.json:2")
     assert (out / "bin").exists() and not key("binarise")
     killed("manifest.json:1")
     done = prepare(prepared, "--out", out)

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from killing import AT_EVENT
 from wit3_sample import sentence, tgz
 
 from intra_distillation_fairseq.cli.main import main
@@ -102,6 +103,8 @@ def prepared(archives, tmp_path_factory) -> Path:
     assert done.stdout == (
         f"en-de: train 443 / valid 4 / test 3 lines, 131 types in {out / 'en-de'} (made: extract, clean, subwords, "
         "encode, binarise)\n"
+        "  odd lines: carriage_return 6, line_separator 6, empty 3; which ones, and what became of them: "
+        f"{out / 'en-de' / 'oddities.json'}\n"
         f"  train: {train} of 446 pairs left by the filter (pieces, ratio 1.5, at most 256)\n"
         f"  valid: {valid} of 4 pairs left by the filter (pieces, ratio 1.5, at most 256)\n"
         "  test: newstest2014, 3 pairs, from test-full.tgz\n"
@@ -185,44 +188,23 @@ def test_words_on_request_and_a_sample_of_lines(prepared, archives, tmp_path):
 
 def test_killed_anywhere_it_ends_with_the_same_bytes(prepared, archives, tmp_path):
     """SIGKILL at renames, and between the writes of raw/ and of pieces/."""
-    driver = tmp_path / "killed.py"
-    driver.write_text(
-        "import os, signal, sys\n"
-        "sys.argv[0] = 'intra-distillation'\n"
-        "where, number = sys.argv.pop(1).split(':')\n"
-        "left = int(number)\n"
-        "def die_at_last(real):\n"
-        "    def call(*args, **kwargs):\n"
-        "        global left\n"
-        "        left -= 1\n"
-        "        if not left:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return real(*args, **kwargs)\n"
-        "    return call\n"
-        "from intra_distillation_fairseq.corpus import pairs\n"
-        "from intra_distillation_fairseq.cli.main import main\n"
-        "pairs._CHUNK_PAIRS = 100\n"
-        "if where == 'rename':\n"
-        "    os.replace = die_at_last(os.replace)\n"
-        "else:\n"
-        "    pairs.PairWriter.write = die_at_last(pairs.PairWriter.write)\n"
-        "sys.exit(main())\n"
-    )
+    out = tmp_path / "out"
 
-    def killed(moment):
-        command = (sys.executable, driver, moment, "prepare-wmt17")
-        done = prepare("--archives", archives, "--out", tmp_path / "out", *FLAGS, command=command)
-        assert done.returncode == -9, (moment, done.stderr)
+    def killed(event):
+        command = (sys.executable, "-c", AT_EVENT, event, out / "en-de", "prepare-wmt17")
+        done = prepare("--archives", archives, "--out", out, *FLAGS, command=command)
+        assert done.returncode == -9, (event, done.stderr)
 
     killed("write:1")  # the test set in orig/
-    killed("rename:6")  # after orig/ took its place, before its stamp
+    killed("stages/extract.json:2")  # after orig/ took its place, before its stamp
+    assert (out / "en-de/orig").exists()
     killed("write:4")  # in raw/
-    killed("rename:2")
+    killed("raw:1")
     killed("write:3")  # in pieces/
-    done = prepare("--archives", archives, "--out", tmp_path / "out", *FLAGS)
+    done = prepare("--archives", archives, "--out", out, *FLAGS)
     assert done.returncode == 0, done.stderr
-    assert tree(tmp_path / "out") == tree(prepared)
-    assert not list((tmp_path / "out/en-de").glob(".making*"))
+    assert tree(out) == tree(prepared)
+    assert not list((out / "en-de").glob(".making*"))
 
 
 @pytest.mark.parametrize("writes", [1, 3, 9])

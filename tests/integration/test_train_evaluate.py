@@ -190,7 +190,7 @@ def test_finished_is_seen_even_if_nobody_could_note_it(prepared, config, run_cop
     (run_copy / "finished.json").unlink()
     checkpoint = (run_copy / "checkpoint_last.pt").read_bytes()
     status, said = here(capsys, "train", *arguments(prepared, config, run_copy))
-    assert (status, "already finished" in said) == (0, True)
+    assert (status, "already finished" in said) == (0, True), said
     assert (run_copy / "checkpoint_last.pt").read_bytes() == checkpoint
     assert json.loads((run_copy / "finished.json").read_text())["updates"] == UPDATES
 
@@ -220,7 +220,7 @@ def test_a_finished_run_that_was_to_save_nothing_is_left_as_it_is(prepared, conf
     for path in run_copy.glob("checkpoint*.pt"):
         path.unlink()
     status, said = here(capsys, "train", *arguments(prepared, config, run_copy, "--", "--no-save"))
-    assert (status, "already finished" in said) == (0, True)
+    assert (status, "already finished" in said) == (0, True), said
 
 
 def test_a_foreign_folder_is_not_written_into(prepared, config, tmp_path, capsys):
@@ -390,7 +390,7 @@ def test_flags_after_the_dashes_are_for_train_only(trained, capsys):
 def test_another_rank_does_not_wait_for_a_finished_run(prepared, config, trained, capsys):
     words = ["--", "--distributed-world-size", "2", "--distributed-rank", "1", "--distributed-no-spawn"]
     status, said = here(capsys, "train", *arguments(prepared, config, trained), *words)
-    assert (status, "already finished" in said) == (0, True)
+    assert (status, "already finished" in said) == (0, True), said
 
 
 # -- evaluation
@@ -502,11 +502,26 @@ def test_other_dictionaries_are_refused(run_copy, data_copy, capsys):
     assert "are not those the model was trained with: evaluate on" in said
 
 
-def test_a_damaged_checkpoint_shows_the_log(run_copy):
+def test_a_damaged_checkpoint_is_named(run_copy):
     path = run_copy / "checkpoint_best.pt"
     path.write_bytes(path.read_bytes()[:2000])
     done = script("evaluate.sh", run_copy)
-    assert done.returncode != 0
-    assert "is not a whole file" in done.stderr
-    assert "error: fairseq-generate ended with exit status" in done.stderr
+    assert done.returncode == 2
+    assert f"error: checkpoint '{path}' is not a whole file" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert not (run_copy / "eval" / "best" / "score.json").exists()
+
+
+def test_a_test_sentence_longer_than_the_model_takes_is_said_in_one_line(run_copy):
+    path = run_copy / "checkpoint_best.pt"
+    state = torch.load(path, weights_only=False)
+    state["cfg"]["model"].max_source_positions = 6
+    torch.save(state, path)
+    done = script("evaluate.sh", run_copy)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.split("\n") if line]
+    assert len(said) == 2, done.stderr
+    assert re.match(
+        r"error: \d+ of 11 sentences of the set 'test' are longer than \(6, 1024\) tokens .*: sentences \d", said[0]
+    )
+    assert said[1].startswith("error: fairseq-generate ended with exit status 1; its log, ")

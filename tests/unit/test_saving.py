@@ -7,11 +7,14 @@ import resource
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.file_io import PathManager
+from omegaconf import OmegaConf
 
 import intra_distillation_fairseq  # noqa: F401  puts the mends in place
 from intra_distillation_fairseq.compat.restoring import choose
@@ -197,6 +200,33 @@ def test_where_none_is_whole_nothing_is_touched(tmp_path):
             "another --save-dir to train from the beginning"
         )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Trainer:
+    """What load_checkpoint asks of fairseq's trainer; it restores nothing but the name."""
+
+    checkpoint_suffix, data_parallel_world_size, task = "", 1, None
+    cfg = SimpleNamespace(optimization=SimpleNamespace(max_update=0))
+
+    def load_checkpoint(self, path, *args, **kwargs):
+        self.restored = path
+
+    def get_train_iterator(self, **kwargs):
+        return SimpleNamespace(epoch=1)
+
+    def lr_step(self, epoch):
+        pass
+
+
+def test_a_finetuning_goes_on_from_its_own_newest_whole_checkpoint(tmp_path):
+    cut(save(tmp_path / LAST, 9), 3000)
+    own = save(tmp_path / "checkpoint1.pt", 6)
+    model = save(tmp_path / "of another training.pt", 1)
+    cfg = OmegaConf.structured(CheckpointConfig(save_dir=str(tmp_path), finetune_from_model=str(model)))
+    trainer = Trainer()
+    checkpoint_utils.load_checkpoint(cfg, trainer)
+    assert trainer.restored == str(own)
+    assert cfg.finetune_from_model == str(model)  # the trainer's own goes into every checkpoint
 
 
 def test_half_written_files_are_removed(tmp_path):

@@ -57,9 +57,9 @@ def test_train_is_called_with_what_was_given(start):
 
 
 @pytest.mark.parametrize(
-    ("status", "requeued"), [(0, False), (1, False), (2, False), (75, True), (137, False), (143, False)]
+    ("status", "requeued"), [(0, False), (1, False), (2, False), (75, True), (138, True), (137, False), (143, False)]
 )
-def test_the_job_is_requeued_on_75_only_and_the_status_kept(start, status, requeued):
+def test_the_job_is_requeued_where_it_was_asked_to_stop_and_the_status_kept(start, status, requeued):
     script = start(status, "data")
     assert script.wait(60) == status
     assert start.notes()[1:] == (["scontrol|requeue 77"] if requeued else [])
@@ -71,15 +71,15 @@ def test_a_requeue_that_fails_is_said(start):
     assert script.stderr.read() == "error: the job was not requeued: submit it again\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_reaches_the_tasks_as_usr1(start, number):
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_signal_reaches_the_tasks_as_usr1_and_a_cancelled_job_stays_away(start, number, requeued):
     script = start("wait", "data")
     deadline = time.monotonic() + 60
     while not start.notes():
         assert time.monotonic() < deadline and script.poll() is None
     script.send_signal(number)
     assert script.wait(60) == 75
-    assert start.notes()[1:] == ["USR1", "scontrol|requeue 77"]
+    assert start.notes()[1:] == ["USR1", *(["scontrol|requeue 77"] if requeued else [])]
 
 
 def test_submitted_from_another_folder(start):

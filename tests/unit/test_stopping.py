@@ -176,7 +176,7 @@ class Context:
         raise torch.multiprocessing.ProcessExitedException("ended", 0, 1, self._exit_code)
 
 
-@pytest.mark.parametrize(("exit_code", "status"), [(0, None), (stopping.STATUS, stopping.STATUS)])
+@pytest.mark.parametrize(("exit_code", "status"), [(0, None), (stopping.STATUS, stopping.STATUS), (1, 1)])
 def test_the_process_that_waits_ends_as_the_others(monkeypatch, exit_code, status):
     before = signal.getsignal(TERM)
     spawn = torch.multiprocessing.spawn
@@ -192,9 +192,31 @@ def test_the_process_that_waits_ends_as_the_others(monkeypatch, exit_code, statu
 
 def test_other_ends_of_theirs_stay_errors(monkeypatch):
     spawn = torch.multiprocessing.spawn
-    monkeypatch.setattr(spawn.__closure__[0], "cell_contents", lambda *args, **kwargs: Context(1))
+    monkeypatch.setattr(spawn.__closure__[0], "cell_contents", lambda *args, **kwargs: Context(-signal.SIGSEGV))
     with pytest.raises(torch.multiprocessing.ProcessExitedException):
         spawn(distributed_utils.distributed_main, (), 2)
+
+
+# A process that ends by an error while fairseq prepares batches ahead; it tells which threads are left at its very end.
+_PREFETCHING = """
+import atexit, threading
+from fairseq.data.iterators import BackgroundConsumer, BufferedIterator
+left = lambda: [thread for thread in threading.enumerate() if isinstance(thread, BackgroundConsumer)]
+atexit.register(lambda: print(len(left())))  # after what the package does there
+import intra_distillation_fairseq
+batches = BufferedIterator(2, range(10**9))
+next(batches)
+print(len(left()))
+raise SystemExit("error: as of a full disk")
+"""
+
+
+def test_no_thread_prepares_batches_when_python_ends():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", _PREFETCHING]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (1, "1\n0\n"), ended.stderr
+    assert ended.stderr.endswith("error: as of a full disk\n")
 
 
 @pytest.mark.parametrize(
