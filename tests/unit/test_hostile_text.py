@@ -441,7 +441,7 @@ def test_sets_whose_segments_do_not_match_are_refused(tmp_path, capsys, harm, si
     status, errors = iwslt(capsys, tmp_path, {**files, SET.format(side): changed})
     assert status == 2 and message in errors.split("\n")[-2], errors
     assert not (tmp_path / "de-en/raw").exists()
-    record_property("malicious files refused", 1)
+    record_property("sets with other segments refused", 1)
 
 
 def test_documents_that_changed_places_are_refused():
