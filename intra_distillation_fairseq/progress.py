@@ -108,6 +108,7 @@ class Progress:
         self._pace = Pace(total, clock)
         self._began = self._shown = clock()
         self._latest: tuple[int, dict[str, float]] | None = None  # not shown yet
+        self._has_spoken = False
         self._bar = _bar(label, total, unit, self._stream) if self._stream.isatty() else None
 
     def show(self, done: int, values: dict[str, float] | None = None) -> None:
@@ -132,10 +133,10 @@ class Progress:
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """End the bar, leaving it on the screen."""
+        """Show the end, in a file where there were lines before, and leave the bar on the screen."""
+        if self._latest and (self._bar is not None or self._has_spoken):
+            self._print(*self._latest)
         if self._bar is not None:
-            if self._latest:
-                self._print(*self._latest)
             self._bar.close()
 
     def __enter__(self) -> Progress:
@@ -145,7 +146,7 @@ class Progress:
         self.close()
 
     def _print(self, done: int, values: dict[str, float]) -> None:
-        self._shown, self._latest = self._clock(), None
+        self._shown, self._latest, self._has_spoken = self._clock(), None, True
         notes = [
             note for note in (self._pace.text(), *(f"{name} {value:.4g}" for name, value in values.items())) if note
         ]

@@ -12,7 +12,7 @@ import intra_distillation_fairseq  # noqa: F401
 from intra_distillation_fairseq.criterions.intra_distillation import IntraDistillationCriterionConfig
 
 
-def make_task(data, name="translation_intra_distillation"):
+def make_task(data, name="translation_intra_distillation", **settings):
     cfg = tasks.TASK_DATACLASS_REGISTRY[name](
         data=str(data),
         source_lang="xx",
@@ -20,6 +20,7 @@ def make_task(data, name="translation_intra_distillation"):
         dataset_impl="mmap",
         required_seq_len_multiple=1,
         train_subset="train",
+        **settings,
     )
     return tasks.TASK_REGISTRY[name].setup_task(cfg)
 

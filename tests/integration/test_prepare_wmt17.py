@@ -228,7 +228,7 @@ def test_full_disk(prepared, archives, tmp_path, monkeypatch, capsys, writes):
         "device): free some and run the same command again, it goes on where it stopped; or give another --out"
     )
     made = {path.name for path in (tmp_path / "out/en-de").iterdir()} - {".lock", "stages"}
-    assert made == {1: set(), 3: {"orig"}, 9: {"orig", "raw", "spm", "dict.txt"}}[writes]
+    assert made == {1: set(), 3: {"orig"}, 9: {"orig", "raw", "oddities.json", "spm", "dict.txt"}}[writes]
     left[0] = 0  # room again
     assert main(["prepare-wmt17", *flags, "--vocab-size", "99999"]) == 2  # ends after raw/
     assert "--vocab-size '99999' is too large" in capsys.readouterr().err

@@ -51,7 +51,8 @@ def test_in_a_file_there_is_a_line_now_and_then(clock):
     file = io.StringIO()
     with Progress("clean train", 7200, "pairs", clock=clock, stream=file) as progress:
         steps(progress, clock, first=1, last=7200, seconds=1.0)
-    lines = file.getvalue().splitlines()
+    *lines, end = file.getvalue().splitlines()
+    assert end == "clean train: 7200/7200 pairs (100%)"
     assert lines[0] == "clean train: 11/7200 pairs (0%), 2 h 00 min left"
     assert lines[1].startswith("clean train: 21/7200 pairs (0%), ")
     assert lines[-1] == "clean train: 7041/7200 pairs (98%), 3 min left"
