@@ -70,12 +70,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; None where the file is missing or broken, which for a record both mean: it tells nothing."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a record; None where the file is missing, broken or no JSON object, which all mean: it tells nothing."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return value if isinstance(value, dict) else None
 
 
 def file_sha256(path: Path) -> str:
