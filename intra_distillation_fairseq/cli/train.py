@@ -277,7 +277,9 @@ def _finish(folder: RunFolder, limit: int) -> None:
     if folder.finished.exists():
         return
     log = logs.read_log(folder.log)
-    losses = [row["valid_loss"] for row in log.rows() if row["valid_loss"] is not None]
+    rows = log.rows()
+    logs.write_curves(rows, folder.curves)  # a kill may have come between the last validation and its row
+    losses = [row["valid_loss"] for row in rows if row["valid_loss"] is not None]
     memory, memory_of = log.peak_memory()
     write_json(
         folder.finished,

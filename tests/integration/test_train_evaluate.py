@@ -188,11 +188,14 @@ def test_a_finished_run_is_left_as_it_is(prepared, config, run_copy):
 
 def test_finished_is_seen_even_if_nobody_could_note_it(prepared, config, run_copy, capsys):
     (run_copy / "finished.json").unlink()
+    curves = (run_copy / "curves.csv").read_text()
+    (run_copy / "curves.csv").write_text(curves[: curves.rindex("\n", 0, -1) + 1])  # nor write its last row
     checkpoint = (run_copy / "checkpoint_last.pt").read_bytes()
     status, said = here(capsys, "train", *arguments(prepared, config, run_copy))
     assert (status, "already finished" in said) == (0, True), said
     assert (run_copy / "checkpoint_last.pt").read_bytes() == checkpoint
     assert json.loads((run_copy / "finished.json").read_text())["updates"] == UPDATES
+    assert (run_copy / "curves.csv").read_text() == curves
 
 
 def test_a_finished_run_without_its_checkpoints_says_how_to_train_again(
