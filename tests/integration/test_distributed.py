@@ -74,7 +74,8 @@ def assert_same_training(one, several, log_of_one, log_of_several, updates=UPDAT
     for a, b in zip(expected, got, strict=True):
         assert a.keys() == b.keys()
         for name in a.keys() - skipped:
-            assert float(b[name]) == pytest.approx(float(a[name]), rel=1e-4, abs=1.1e-3), name
+            last_digit = 1.1e-2 if name == "ppl" else 1.1e-3  # of what the log shows
+            assert float(b[name]) == pytest.approx(float(a[name]), rel=1e-4, abs=last_digit), name
     a, b = (checkpoints.load(folder / "checkpoint_last.pt") for folder in (one, several))
     assert a["model"].keys() == b["model"].keys()
     for name in a["model"]:
