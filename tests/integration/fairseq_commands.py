@@ -24,6 +24,10 @@ TINY_MODEL = (
     "--arch transformer_small --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 "
     "--encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2"
 ).split()
+# The same as the beginning of a recipe for train.sh; further options of the section `train` may follow.
+TINY_RECIPE = "train:" + "".join(
+    f"\n  {name.removeprefix('--')}: {value}" for name, value in zip(TINY_MODEL[::2], TINY_MODEL[1::2])
+)
 TRAINING = (
     "--optimizer adam --lr 0.005 --max-tokens 300 --num-workers 0 --log-format json --log-interval 1 --cpu"
 ).split()

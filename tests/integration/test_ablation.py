@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fairseq_commands import TINY_RECIPE
 
 from intra_distillation_fairseq.cli import main
 from intra_distillation_fairseq.errors import UserError
@@ -20,17 +21,9 @@ from intra_distillation_fairseq.experiments.reproduction import INTRA_DISTILLATI
 from intra_distillation_fairseq.files import lock
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = """
-train:
-  arch: transformer_small
-  encoder-layers: 1
-  decoder-layers: 1
-  encoder-embed-dim: 16
-  decoder-embed-dim: 16
-  encoder-ffn-embed-dim: 32
-  decoder-ffn-embed-dim: 32
-  encoder-attention-heads: 2
-  decoder-attention-heads: 2
+CONFIG = (
+    TINY_RECIPE
+    + """
   optimizer: adam
   lr: 0.01
   max-tokens: 200
@@ -46,6 +39,7 @@ methods:
   weak: {criterion: intra_distillation, id-alpha: 0.5}
 evaluate: {beam: 2, max-len-a: 1.2, max-len-b: 5}
 """
+)
 
 
 def ours(*words: object, **kwargs) -> subprocess.CompletedProcess:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fairseq_commands import TINY_MODEL, TRAINING, USER_DIR, Running
+from fairseq_commands import TINY_MODEL, TINY_RECIPE, TRAINING, USER_DIR, Running
 from several_processes import free_port
 from test_training import OURS, assert_same_parameters, logged
 
@@ -21,17 +21,9 @@ from intra_distillation_fairseq.cli import main
 TRAIN = Path(main.__file__).resolve().parents[2] / "scripts" / "train.sh"
 TORCHRUN = Path(sys.executable).parent / "torchrun"
 UPDATES = 6
-CONFIG = f"""
-train:
-  arch: transformer_small
-  encoder-layers: 1
-  decoder-layers: 1
-  encoder-embed-dim: 16
-  decoder-embed-dim: 16
-  encoder-ffn-embed-dim: 32
-  decoder-ffn-embed-dim: 32
-  encoder-attention-heads: 2
-  decoder-attention-heads: 2
+CONFIG = (
+    TINY_RECIPE
+    + f"""
   label-smoothing: 0.1
   optimizer: adam
   lr: 0.01
@@ -43,6 +35,7 @@ train:
 methods:
   id_x: {{criterion: intra_distillation, id-num-passes: 2}}
 """
+)
 
 
 @pytest.fixture(scope="module")

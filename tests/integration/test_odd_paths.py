@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fairseq_commands import TINY_RECIPE
 from test_prepare_wmt17 import FLAGS as WMT17_FLAGS
 from test_prepare_wmt17 import write_archives
 from tiny_corpus import write_corpus
@@ -20,17 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # All that a shell, a glob, hydra, omegaconf, argparse or the formatting of a string takes for something else than a
 # letter, ending in what would escape a quote. A colon cannot be: fairseq splits paths there.
 ODD = 'Übung 数据 é it\'s "q" $HOME `x` $(y) [a]{b} 50%s=x&;#,~!(*)?|<> \\'
-CONFIG = """
-train:
-  arch: transformer_small
-  encoder-layers: 1
-  decoder-layers: 1
-  encoder-embed-dim: 16
-  decoder-embed-dim: 16
-  encoder-ffn-embed-dim: 32
-  decoder-ffn-embed-dim: 32
-  encoder-attention-heads: 2
-  decoder-attention-heads: 2
+CONFIG = (
+    TINY_RECIPE
+    + """
   optimizer: adam
   lr: 0.01
   max-tokens: 400
@@ -43,6 +36,7 @@ methods:
   id_x: {criterion: intra_distillation, id-num-passes: 2, id-alpha: 5, id-p: 5, id-q: 10}
 evaluate: {beam: 1, max-len-a: 1, max-len-b: 2, lowercase: true}
 """
+)
 CPU = ["--", "--cpu"]
 
 

@@ -13,24 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fairseq_commands import command
+from fairseq_commands import TINY_RECIPE, command
 
 from intra_distillation_fairseq import checkpoints, loading
 from intra_distillation_fairseq.cli import main
 from intra_distillation_fairseq.experiments import translation
 from intra_distillation_fairseq.files import file_sha256
 
-CONFIG = """
-train:
-  arch: transformer_small
-  encoder-layers: 1
-  decoder-layers: 1
-  encoder-embed-dim: 16
-  decoder-embed-dim: 16
-  encoder-ffn-embed-dim: 32
-  decoder-ffn-embed-dim: 32
-  encoder-attention-heads: 2
-  decoder-attention-heads: 2
+CONFIG = (
+    TINY_RECIPE
+    + """
   share-all-embeddings: true
   optimizer: adam
   lr: 0.01
@@ -41,6 +33,7 @@ methods:
   transformer: {criterion: label_smoothed_cross_entropy}
 evaluate: {beam: 2, max-len-a: 1.5, max-len-b: 5}
 """
+)
 RATIOS = ("--ratios", "0", "0.25", "0.5")
 
 

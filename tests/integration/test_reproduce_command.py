@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fairseq_commands import TINY_RECIPE
 
 from intra_distillation_fairseq.cli import main
 from intra_distillation_fairseq.experiments import logs
@@ -20,17 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 REPRODUCE = [*INTRA_DISTILLATION, "reproduce", "--table", "2"]
 # The first training does not end by itself before the test stops it, however loaded the machine is.
 ENDLESS = 20_000
-CONFIG = f"""
-train:
-  arch: transformer_small
-  encoder-layers: 1
-  decoder-layers: 1
-  encoder-embed-dim: 16
-  decoder-embed-dim: 16
-  encoder-ffn-embed-dim: 32
-  decoder-ffn-embed-dim: 32
-  encoder-attention-heads: 2
-  decoder-attention-heads: 2
+CONFIG = (
+    TINY_RECIPE
+    + f"""
   optimizer: adam
   lr: 0.01
   max-tokens: 200
@@ -45,6 +38,7 @@ methods:
   id_x: {{criterion: intra_distillation, arch: transformer_small, id-num-passes: 2, id-alpha: 5, id-p: 5, id-q: 10}}
 evaluate: {{beam: 2, max-len-a: 1.2, max-len-b: 5, lowercase: true}}
 """
+)
 
 
 def words(folder: Path, methods: str) -> list[str]:

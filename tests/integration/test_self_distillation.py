@@ -14,7 +14,7 @@ import pytest
 import torch
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.logging import metrics
-from fairseq_commands import TINY_MODEL, TRAINING, USER_DIR, command
+from fairseq_commands import TINY_MODEL, TINY_RECIPE, TRAINING, USER_DIR, command
 from in_process import gradient, make_criterion, make_model, make_task
 from omegaconf import OmegaConf
 from test_training import assert_same_parameters, logged
@@ -414,17 +414,9 @@ def test_wrong_flags_end_with_one_line_and_no_checkpoint(train, teacher, tmp_pat
 
 # -- the rounds
 
-CONFIG = """
-train:
-  arch: transformer_small
-  encoder-layers: 1
-  decoder-layers: 1
-  encoder-embed-dim: 16
-  decoder-embed-dim: 16
-  encoder-ffn-embed-dim: 32
-  decoder-ffn-embed-dim: 32
-  encoder-attention-heads: 2
-  decoder-attention-heads: 2
+CONFIG = (
+    TINY_RECIPE
+    + """
   label-smoothing: 0.1
   optimizer: adam
   lr: 0.005
@@ -437,6 +429,7 @@ methods:
   id_x: {criterion: intra_distillation, id-num-passes: 2, id-alpha: 5, id-p: 5, id-q: 10}
 evaluate: {beam: 1, max-len-a: 1.0, max-len-b: 5}
 """
+)
 
 
 def self_distill(*words: object) -> subprocess.CompletedProcess:

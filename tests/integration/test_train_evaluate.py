@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq_commands import command
+from fairseq_commands import TINY_RECIPE, command
 
 from intra_distillation_fairseq import checkpoints, stopping
 from intra_distillation_fairseq.cli import main, train
@@ -24,17 +24,9 @@ from intra_distillation_fairseq.experiments import logs, translation
 
 SCRIPTS = Path(main.__file__).resolve().parents[2] / "scripts"
 UPDATES = 240
-CONFIG = f"""
-train:
-  arch: transformer_small
-  encoder-layers: 1
-  decoder-layers: 1
-  encoder-embed-dim: 16
-  decoder-embed-dim: 16
-  encoder-ffn-embed-dim: 32
-  decoder-ffn-embed-dim: 32
-  encoder-attention-heads: 2
-  decoder-attention-heads: 2
+CONFIG = (
+    TINY_RECIPE
+    + f"""
   label-smoothing: 0.1
   optimizer: adam
   lr: 0.01
@@ -50,6 +42,7 @@ methods:
   id_x: {{criterion: intra_distillation, id-num-passes: 2, id-alpha: 5, id-p: 5, id-q: 10}}
 evaluate: {{beam: 2, lenpen: 1.0, max-len-a: 1.5, max-len-b: 5, lowercase: true}}
 """
+)
 
 
 @pytest.fixture(scope="session")

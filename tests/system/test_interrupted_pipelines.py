@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fairseq_commands import TINY_RECIPE
 from killing import Moment, run
 from wit3_sample import sentence
 
@@ -23,17 +24,9 @@ from intra_distillation_fairseq.cli import main
 from intra_distillation_fairseq.experiments.reproduction import INTRA_DISTILLATION
 
 # A training of a second, with a checkpoint every ten updates to go on from.
-CONFIG = """
-train:
-  arch: transformer_small
-  encoder-layers: 1
-  decoder-layers: 1
-  encoder-embed-dim: 16
-  decoder-embed-dim: 16
-  encoder-ffn-embed-dim: 32
-  decoder-ffn-embed-dim: 32
-  encoder-attention-heads: 2
-  decoder-attention-heads: 2
+CONFIG = (
+    TINY_RECIPE
+    + """
   optimizer: adam
   lr: 0.01
   max-tokens: 100
@@ -48,6 +41,7 @@ methods:
   sage: {criterion: label_smoothed_cross_entropy, optimizer: sage_adam}
 evaluate: {beam: 2, max-len-a: 1.2, max-len-b: 5, lowercase: true}
 """
+)
 # Exit statuses of a command that was told to stop: of the signal itself or 128 + its number, and of a training that saved.
 STOPPED = {signal.SIGTERM: (-15, 143, 75), signal.SIGINT: (130,)}
 
