@@ -103,7 +103,7 @@ def work(rank: int, folder: str, sizes: dict[str, int], cells: list[Cell]) -> No
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
     rows = [count(cell, rank, sizes) for cell in cells]
     if rank == 0:
-        write_json(Path(folder) / "rows.json", rows)
+        write_json(Path(folder) / "rows.json", {"rows": rows})
     distributed.destroy_process_group()
 
 
@@ -111,7 +111,7 @@ def measure(sizes: dict[str, int], cells: list[Cell]) -> list[dict[str, Any]]:
     """The rows of all cells, from processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(work, (folder, sizes, cells), nprocs=PROCESSES)
-        return read_json(Path(folder) / "rows.json")
+        return read_json(Path(folder) / "rows.json")["rows"]
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ class StopRequest:
         for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, self._note)
-        os.register_at_fork(after_in_child=_end_only_with_the_parent)
+        os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_end_only_with_the_parent)
 
     def _note(self, number: int, frame: object) -> None:
         if self._requests.add(number) and len(self._requests.received) > 1:
@@ -74,13 +74,32 @@ def end_by(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+class _Fork(threading.local):
+    """The fork a thread is making: who makes it, and the signals that were held back there before."""
+
+    parent = 0
+    held_back: set[int] = set()
+
+
+_fork = _Fork()
+
+
+def _hold_back() -> None:
+    """Before a fork: a signal, or the parent's end, may come before the new process runs its first line."""
+    _fork.parent = os.getpid()
+    _fork.held_back = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _fork.held_back)
+
+
 def _end_only_with_the_parent() -> None:
     """In a process that loads data, which gets what a whole job is sent: if it ended first, the training would crash.
 
     A SIGTERM of the parent still ends it, and any after the parent's end.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_wait_for_the_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_wait_for_the_parent, args=(_fork.parent,), daemon=True).start()
 
 
 def _wait_for_the_parent(parent: int) -> None:

@@ -1,5 +1,6 @@
 """Which signals count as a request to stop, and what the processes around a training do with them."""
 
+import contextlib
 import os
 import re
 import signal
@@ -46,6 +47,7 @@ _WATCHING = """
 import os, signal, sys, time
 from intra_distillation_fairseq import stopping
 stopping.SAME_SECONDS = float(sys.argv[1])
+eval(sys.argv[2])
 stopping.request.watch()
 print("ready", flush=True)
 for line in sys.stdin:
@@ -54,15 +56,21 @@ for line in sys.stdin:
 
 
 class Watching:
-    """An interpreter in which signals are watched."""
+    """An interpreter in which signals are watched, once the first expression is evaluated."""
 
-    def __init__(self, same_seconds: float):
+    def __init__(self, same_seconds: float, first: str = "None"):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         # With the command's own name, the package does not import fairseq.
         code = f"import sys; sys.argv[0] = 'intra-distillation'\n{_WATCHING}"
-        words = [sys.executable, "-c", code, str(same_seconds)]
+        words = [sys.executable, "-c", code, str(same_seconds), first]
         self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env=environment,
+            start_new_session=True,
         )
         assert self.process.stdout.readline() == "ready\n"
 
@@ -75,13 +83,14 @@ class Watching:
 def watching():
     started = []
 
-    def start(same_seconds: float) -> Watching:
-        started.append(Watching(same_seconds))
+    def start(*arguments) -> Watching:
+        started.append(Watching(*arguments))
         return started[-1]
 
     yield start
     for one in started:
-        one.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signal.SIGKILL)  # and what it has forked
         one.process.communicate()
 
 
@@ -125,13 +134,23 @@ def test_a_fork_outlives_the_signals_of_others_and_ends_by_its_parents(watching)
     assert one.ask("stopping.request.signal") == "None"
 
 
-def test_a_fork_whose_parent_is_gone_can_be_ended(watching):
-    one = watching(5.0)
+@pytest.mark.parametrize("awake", [True, False])
+def test_a_fork_whose_parent_is_gone_can_be_ended(watching, awake):
+    """Also where the parent dies, and the signal comes, before the fork has run a line."""
+    one = watching(5.0, "None" if awake else "os.register_at_fork(after_in_child=lambda: time.sleep(0.2))")
     pid = int(one.ask("os.fork() or time.sleep(300)"))
+    wait_until(lambda: not awake or "Threads:\t2" in Path(f"/proc/{pid}/status").read_text())
     one.process.kill()
     one.process.wait()
     os.kill(pid, TERM)
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text())
+
+
+def test_who_forks_keeps_what_it_held_back(watching):
+    one = watching(5.0)
+    one.ask("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])")
+    assert int(one.ask("os.fork() or time.sleep(300)")) > 0
+    assert one.ask("signal.pthread_sigmask(signal.SIG_BLOCK, [])") == "{<Signals.SIGUSR1: 10>}"
 
 
 class Task:
