@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from omegaconf import DictConfig
 
 from intra_distillation_fairseq import vetting
 from intra_distillation_fairseq.errors import UserError
@@ -57,7 +61,7 @@ def refusal(error: Exception, path: Path | str) -> RefusedCheckpoint | None:
     if cut or (isinstance(error, OSError) and error.errno == errno.EINVAL):
         return RefusedCheckpoint(
             f"checkpoint '{path}' is not a whole file (cut off while it was written or copied?): take another one "
-            "(to go on training from it: --restore-file)"
+            "(to train on from it: --continue-once)"
         )
     return None
 
@@ -75,12 +79,35 @@ def load(path: Path) -> dict[str, Any]:
         state = read(path)
     except OSError as error:
         raise UserError(f"checkpoint '{path}' cannot be read ({error.strerror}): check its permissions") from None
-    if not isinstance(state, dict) or "model" not in state:
+    if "model" not in state:
         raise UserError(f"'{path}' is not a fairseq checkpoint: it has no 'model'")
+    for part, right, what in _PARTS:
+        if not right(state.get(part)):
+            raise UserError(f"'{path}' is not a fairseq checkpoint: its '{part}' is not {what}")
     return state
 
 
-def read(path: Path) -> Any:
+def _is_model(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(held, torch.Tensor) for name, held in value.items()
+    )
+
+
+def _is_history(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(entry, dict) for entry in value))
+
+
+# What a checkpoint may have beside others, how it is told, and its name in a message.
+_PARTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("model", _is_model, "a dict of tensors"),
+    ("optimizer_history", _is_history, "a list of dicts"),
+    ("extra_state", lambda value: value is None or isinstance(value, dict), "a dict"),
+    ("cfg", lambda value: value is None or isinstance(value, (dict, DictConfig)), "a dict"),
+    ("args", lambda value: value is None or isinstance(value, argparse.Namespace), "a Namespace"),
+)
+
+
+def read(path: Path) -> dict[Any, Any]:
     """What a file of torch.save holds, if that is nothing but what fairseq writes (see vetting.py).
 
     Raises:
@@ -118,7 +145,10 @@ def facts(path: Path) -> CheckpointFacts:
     """What a checkpoint says about itself."""
     state = load(path)
     history = state.get("optimizer_history") or [{}]
-    return CheckpointFacts(history[-1].get("num_updates"), (state.get("extra_state") or {}).get("val_loss"))
+    update, loss = history[-1].get("num_updates"), (state.get("extra_state") or {}).get("val_loss")
+    return CheckpointFacts(
+        update if isinstance(update, int) else None, loss if isinstance(loss, (int, float, np.number)) else None
+    )
 
 
 def average(paths: list[Path], output: Path) -> None:

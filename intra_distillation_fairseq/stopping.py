@@ -13,6 +13,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, and the same command goes on.
 STATUS = 75
 
+# That of a shell for a command that SIGTERM ended: it has been told to save nothing.
+STATUS_NOT_SAVED = 128 + signal.SIGTERM
+
 # A batch system signals every process of a job, and train.sh and the first of several processes pass on what they get:
 # what comes this soon after the first signal is the same request.
 SAME_SECONDS = 5.0
@@ -47,6 +50,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._requests = Requests()
         self._process = 0
+        self._shields_forks = False
 
     @property
     def signal(self) -> signal.Signals | None:
@@ -61,7 +65,15 @@ class StopRequest:
         for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, self._note)
-        os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_end_only_with_the_parent)
+        self.shield_forks()
+
+    def shield_forks(self) -> None:
+        """From now on the processes that this one forks end with it, and by its signals only."""
+        if not self._shields_forks:
+            self._shields_forks = True
+            os.register_at_fork(
+                before=_hold_back, after_in_parent=_let_through, after_in_child=_end_only_with_the_parent
+            )
 
     def _note(self, number: int, frame: object) -> None:
         if self._requests.add(number) and len(self._requests.received) > 1:

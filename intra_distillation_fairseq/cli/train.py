@@ -98,7 +98,6 @@ def _train(
     settings["precision"] = launch.choose_precision(args.precision, device["devices"], options + flags)
     folder.admit(settings)
     command = _command(args, folder, data, settings, by, device["devices"])
-    folder.remove_leftovers()
     if not folder.checkpoints():
         folder.log.unlink(missing_ok=True)  # of an attempt that left nothing to go on from
     batch = launch.batch(options, flags, device["devices"], by)
@@ -119,8 +118,10 @@ def _train(
     folder.write_command(command, {name: os.environ[name] for name in _NUMERIC_ENVIRONMENT if name in os.environ})
     frequency = launch.last_value([*options, *(batch.flags if batch else []), *flags], "update-freq") or "1"
     processes_together = launch.number_of_processes(options, flags, device["devices"], by)
-    if processes_together < len(device["devices"]) and "--cpu" not in options + flags:
-        print(f"note: {len(device['devices'])} GPUs are here, {processes_together} of them train", file=sys.stderr)
+    here = rendezvous.processes_here(os.environ, by) if by else processes_together
+    if here < len(device["devices"]) and "--cpu" not in options + flags:
+        more = ": start a process for each GPU" if by else ""
+        print(f"note: {len(device['devices'])} GPUs are here, {here} of them train{more}", file=sys.stderr)
     for change in folder.add_environment(device, processes=processes_together, update_freq=frequency):
         print(f"note: {change}: the rest of this run may differ in its last digits", file=sys.stderr)
     return _launch(args, folder, command, batch.line if batch else None, limit, held)
@@ -254,9 +255,12 @@ def _train_other_rank(
     settings["precision"] = launch.choose_precision(args.precision, gpus, words)
     folder.admit(settings)
     command = _command(args, folder, data, settings, by, gpus)
-    folder.folder.mkdir(parents=True, exist_ok=True)
     log = folder.folder / f"train.rank{rank}.log"
-    status = processes.run_logged(command, log, follow=lambda line: None, append=True, dies_with_us=True)
+    with lock(folder.folder / f".train.rank{rank}.lock", "the run folder") as held:
+        held.tell(f"rank {rank} of intra-distillation train (process {os.getpid()})")
+        status = processes.run_logged(
+            command, log, follow=lambda line: None, pass_fds=(held.fileno(),), append=True, dies_with_us=True
+        )
     if processes.was_stopped(status):
         print(f"rank {rank} stopped by {processes.describe_status(status)}; log: {log}", file=sys.stderr)
     elif status:

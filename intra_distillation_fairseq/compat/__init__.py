@@ -15,7 +15,11 @@ from intra_distillation_fairseq.compat.overflow import let_updates_be_skipped
 from intra_distillation_fairseq.compat.precision import let_bf16_mean_bf16
 from intra_distillation_fairseq.compat.processes import let_ddp_run_on_cpu, refuse_launches_that_do_not_train
 from intra_distillation_fairseq.compat.restoring import go_on_from_newest_whole_checkpoint
-from intra_distillation_fairseq.compat.saving import copy_checkpoints_atomically, write_checkpoints_whole
+from intra_distillation_fairseq.compat.saving import (
+    copy_checkpoints_atomically,
+    let_no_bad_validation_be_best,
+    write_checkpoints_whole,
+)
 from intra_distillation_fairseq.compat.stopping import end_prefetching_at_exit, pass_signals_on, stop_when_asked
 
 
@@ -29,6 +33,7 @@ def install() -> None:
     count_batches_beside_an_empty_one()
     write_checkpoints_whole()
     copy_checkpoints_atomically()
+    let_no_bad_validation_be_best()
     go_on_from_newest_whole_checkpoint()
     stop_when_asked()
     pass_signals_on()

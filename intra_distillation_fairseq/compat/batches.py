@@ -60,4 +60,6 @@ def count_batches_beside_an_empty_one() -> None:
 
 
 def _nothing(value: Any) -> Any:
-    return torch.zeros_like(value) if torch.is_tensor(value) else type(value)(0)
+    if torch.is_tensor(value):
+        return torch.zeros_like(value)
+    return type(value)(0) if isinstance(value, (int, float)) else value  # a criterion of somebody's may log anything

@@ -86,7 +86,7 @@ def choose(folder: Path) -> Choice:
             LAST,
             warnings,
             f"checkpoint '{last}' cannot be read ({why}), and there is no other whole one to go on from: put a copy in "
-            "its place, give --restore-file, or choose another --save-dir to train from the beginning",
+            "its place, or choose another --save-dir to train from the beginning",
         )
     aside = f"; set aside as '{whole_checkpoints.set_aside(last).name}'" if last.exists() else ""
     warnings.append(f"checkpoint '{last}' is not taken: {why}{aside}; going on from the newest whole one, {found.path}")
@@ -96,6 +96,14 @@ def choose(folder: Path) -> Choice:
 def _same_in_all_processes(trainer: Any, decide: Callable[[], Choice]) -> Choice:
     if trainer.data_parallel_world_size == 1:
         return decide()
-    chosen = tuple(decide()) if trainer.data_parallel_rank == 0 else None
+    chosen = tuple(_or_error(decide)) if trainer.data_parallel_rank == 0 else None
     group = trainer.data_parallel_process_group
     return Choice(*distributed_utils.broadcast_object(chosen, src_rank=0, group=group, dist_device=trainer.device))
+
+
+def _or_error(decide: Callable[[], Choice]) -> Choice:
+    """Where the first process fails, the others, which wait for its choice, have to be told."""
+    try:
+        return decide()
+    except Exception as error:
+        return Choice(LAST, [], f"the checkpoints of the run cannot be looked at: {error}")

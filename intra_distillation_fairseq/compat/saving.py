@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -67,6 +68,25 @@ def copy_checkpoints_atomically() -> None:
     wrap(PathManager, "copy", wrapper)
 
 
+def let_no_bad_validation_be_best() -> None:
+    """P20: after a validation whose loss is NaN fairseq takes the next one for the best, whatever the best was.
+
+    Such a validation counts as none: min() of a number and NaN is NaN, and nothing compares with that.
+    """
+
+    def wrapper(save: Callable) -> Callable:
+        def save_checkpoint(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None):
+            if val_loss is not None and not math.isfinite(val_loss):
+                metric = cfg.best_checkpoint_metric
+                logger.warning(f"the validation's {metric} is {val_loss}: this is not taken for the best checkpoint")
+                val_loss = None
+            return save(cfg, trainer, epoch_itr, val_loss)
+
+        return save_checkpoint
+
+    wrap(checkpoint_utils, "save_checkpoint", wrapper)
+
+
 @contextmanager
 def _replacing(path: str) -> Iterator[str]:
     """Give a temporary name; what the body writes there is brought to the disk and takes the place of `path`."""
@@ -79,7 +99,8 @@ def _replacing(path: str) -> Iterator[str]:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync(os.path.dirname(path) or ".")  # the name
+    with suppress(OSError):  # the name; some network file systems cannot do it for a folder
+        _sync(os.path.dirname(path) or ".")
 
 
 def _sync(path: str) -> None:

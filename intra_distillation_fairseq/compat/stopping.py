@@ -21,6 +21,7 @@ from fairseq.distributed import utils as distributed_utils
 
 from intra_distillation_fairseq import stopping
 from intra_distillation_fairseq.compat.wrapping import wrap
+from intra_distillation_fairseq.whole_checkpoints import LAST
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,16 @@ def stop_when_asked() -> None:
 
     def watching(load: Callable) -> Callable:
         def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any):
+            stops = hasattr(trainer.task, "stop_agreed")
+            if stops:
+                stopping.request.shield_forks()  # in a resume the first processes that load data start in here
             loaded = load(cfg, trainer, **kwargs)
-            if hasattr(trainer.task, "stop_agreed"):
+            if stops:
                 # The command, and `python -m fairseq_cli.train`.
                 for name in ("fairseq_cli.train", "__main__"):
                     if hasattr(sys.modules.get(name), "validate_and_save"):
                         wrap(sys.modules[name], "validate_and_save", stopping_after)
-                stopping.request.watch()  # before any process is started that loads data
+                stopping.request.watch()
             return loaded
 
         return load_checkpoint
@@ -71,14 +75,20 @@ def stop_when_asked() -> None:
 
 def _save_and_leave(cfg: Any, trainer: Any, epoch_itr: Any) -> None:
     update = trainer.get_num_updates()
-    if getattr(trainer, "last_save", None) != update:
+    wanted = not (cfg.checkpoint.no_save or cfg.checkpoint.no_last_checkpoints)
+    if wanted and getattr(trainer, "last_save", None) != update:
         checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # who leaves first must not take the one that saves along
     signal_name = stopping.request.signal.name if stopping.request.signal else "a signal to another process"
-    is_lost = cfg.checkpoint.no_save or cfg.checkpoint.no_last_checkpoints
-    how = "not saved (--no-save or --no-last-checkpoints)" if is_lost else "saved"
-    logger.info(f"stopped at update {update} by {signal_name}, {how}: the same command goes on")
+    stopped = f"stopped at update {update} by {signal_name}"
+    if not wanted:
+        logger.info(f"{stopped}, not saved (--no-save or --no-last-checkpoints)")
+        raise SystemExit(stopping.STATUS_NOT_SAVED)
+    if cfg.checkpoint.restore_file == LAST:
+        logger.info(f"{stopped}, saved: the same command goes on")
+    else:
+        logger.info(f"{stopped}, saved: the same command without --restore-file goes on; with it, it would begin again")
     raise SystemExit(stopping.STATUS)
 
 

@@ -95,7 +95,8 @@ def run_jobs(
 ) -> int:
     """Run all jobs, in their order, as places become free.
 
-    SIGINT, SIGTERM and SIGHUP are passed on to the running commands, each time they come; no other is started then.
+    SIGINT, SIGHUP, SIGTERM and SIGUSR1 are passed on to the running commands, without repetitions of the same request
+    (`stopping.Requests`); no other job is started then.
 
     Args:
         jobs: what to run.

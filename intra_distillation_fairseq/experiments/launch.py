@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments.prepared import PreparedData
-from intra_distillation_fairseq.experiments.recipes import OPTIONS_OF_TRAIN, as_flags
+from intra_distillation_fairseq.experiments.recipes import (
+    OPTIONS_OF_EVERY_START,
+    OPTIONS_OF_TRAIN,
+    as_flags,
+    at_every_start,
+)
 from intra_distillation_fairseq.experiments.rendezvous import Launched, Told, on_this_machine, why_not
 
 TASK = "translation_intra_distillation"
@@ -60,10 +65,10 @@ def max_update(words: list[str]) -> int:
 
 
 def check_flags(flags: list[str]) -> None:
-    """Refuse flags after `--` that train.sh sets itself.
+    """Refuse flags after `--` that train.sh sets itself, and those that would undo a run when it goes on.
 
     Raises:
-        UserError: names the flag and where its value comes from.
+        UserError: names the flag, and where its value comes from or what to give instead.
     """
     for flag in flags:
         name = flag.partition("=")[0].removeprefix("--")
@@ -71,6 +76,12 @@ def check_flags(flags: list[str]) -> None:
         whole = next((option for option in OPTIONS_OF_TRAIN if len(name) > 2 and option.startswith(name)), None)
         if flag.startswith("--") and whole:
             raise UserError(f"'{flag}' cannot be given after --: it comes from {OPTIONS_OF_TRAIN[whole]}")
+        if flag.startswith("--") and (undoes := _of_every_start(name)):
+            raise UserError(f"'{flag}' cannot be given after --: {at_every_start(undoes)}")
+
+
+def _of_every_start(name: str) -> str | None:
+    return next((option for option in OPTIONS_OF_EVERY_START if len(name) > 2 and option.startswith(name)), None)
 
 
 def lasting_flags(flags: list[str]) -> list[str]:

@@ -74,8 +74,8 @@ def run_logged(
         append: keep what is in `output`, and follow only what is new.
         dies_with_us: end it if this process is killed, for a command whose result nobody else would read.
     Returns:
-        Exit status; 128 + signal where a signal ended it or this process was sent one, but `stopping.STATUS` where the
-        command had time to save.
+        Exit status; 128 + signal where a signal ended it, or where this process was sent one and the command did not
+        fail for a reason of its own, nor save and end with `stopping.STATUS`.
     """
     with passed_on_signals() as signals:
         with open(output, "ab" if append else "wb") as out, open(errors or os.devnull, "wb") as err:
@@ -93,7 +93,9 @@ def run_logged(
         signals.send_to(child)
         started(child.pid)
         _follow(child, output, start, follow)
-    if signals.received and child.returncode != stopping.STATUS:
+    # Whoever is asked to stop may still find the disk full. An interrupt from the keyboard may look like an error.
+    failed = child.returncode > 0 and (child.returncode == stopping.STATUS or signals.received[:1] != [signal.SIGINT])
+    if signals.received and not failed:
         return 128 + signals.received[0]
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 

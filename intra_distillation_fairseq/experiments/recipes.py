@@ -26,6 +26,12 @@ OPTIONS_OF_TRAIN = {
     "fp16": "--precision of train.sh",
     "bf16": "--precision of train.sh",
 }
+# Options that fairseq obeys at every start, so that a run that was stopped would lose what it has trained, and what to
+# give instead.
+OPTIONS_OF_EVERY_START = {
+    "restore-file": "continue-once FILE",
+    **{f"reset-{part}": "finetune-from-model FILE" for part in ("optimizer", "lr-scheduler", "meters", "dataloader")},
+}
 _KEY = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\Z")
 _METHOD = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -165,11 +171,21 @@ def _check_options(path: Path, section: str, options: Any) -> None:
             raise UserError(f"{path}: '{key}' in '{section}' is not a fairseq-train option name: write '{wanted}'")
         if key in OPTIONS_OF_TRAIN:
             raise UserError(f"{path}: '{key}' in '{section}' cannot be set here: it comes from {OPTIONS_OF_TRAIN[key]}")
+        if key in OPTIONS_OF_EVERY_START:
+            raise UserError(f"{path}: '{key}' in '{section}' cannot be set: {at_every_start(key)}")
         if not isinstance(value, (str, int, float, bool)) or value == "":
             raise UserError(
                 f"{path}: '{key}' in '{section}' has the value '{value}': allowed are one text, one number, "
                 "or true for a bare flag (false leaves it out)"
             )
+
+
+def at_every_start(option: str) -> str:
+    """Why an option of OPTIONS_OF_EVERY_START is not taken, and what to give."""
+    return (
+        "fairseq obeys it at every start, so that the run would lose what it has trained when it goes on after a stop: "
+        f"give {OPTIONS_OF_EVERY_START[option]}, which counts at the first start only"
+    )
 
 
 def _evaluation(path: Path, values: Any) -> Evaluation:

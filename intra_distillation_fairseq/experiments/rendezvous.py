@@ -79,6 +79,22 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
     return Launched("srun", rank, tasks, _number(environment, "SLURM_LOCALID", rank), f"tcp://{host}:{port}")
 
 
+def processes_here(environment: Mapping[str, str], by: Launched) -> int:
+    """How many processes of a training its launcher has started on this machine; all of them where it does not say.
+
+    Args:
+        environment: torchrun's LOCAL_WORLD_SIZE, or srun's SLURM_STEP_TASKS_PER_NODE, as in 8(x3),4, and SLURM_NODEID.
+        by: what `launched` found in it.
+    """
+    if by.by == "torchrun":
+        return _number(environment, "LOCAL_WORLD_SIZE", by.world_size)
+    nodes = []
+    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        nodes += [int(tasks)] * int(times or 1)
+    node = _number(environment, "SLURM_NODEID", 0)
+    return nodes[node] if node < len(nodes) else by.world_size
+
+
 def _by_torchrun(environment: Mapping[str, str]) -> Launched | None:
     size = _number(environment, "WORLD_SIZE")
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]

@@ -225,7 +225,7 @@ class Reproduction:
 
     def _ended(self, cell: Cell, job: Job, step: str, status: int, seconds: float) -> None:
         result = outcome(cell.folder(self._task.results), self._task.checkpoint)
-        if status == stopping.STATUS:
+        if processes.was_stopped(status):
             self._is_any_stopped = True
             self._say(f"stop  {cell.name}: {failure_reason(job.log)}")
         elif status or result.bleu is None:

@@ -76,14 +76,14 @@ def run_series(
 
     def ended(job: Job, step: str, status: int, seconds: float) -> None:
         run = by_name[job.name]
-        left.remove(job.name)
         bleu = outcome(run.folder, CHECKPOINT).bleu
-        if status == 0 and bleu is not None:
-            say(f"done  {job.name}: BLEU {bleu:.2f} after {hours(seconds)}; {rest()}")
-            return
-        if status == stopping.STATUS:
+        if processes.was_stopped(status):
             stopped.append(run)
             say(f"stop  {job.name}: {failure_reason(job.log)}")
+            return
+        left.remove(job.name)
+        if status == 0 and bleu is not None:
+            say(f"done  {job.name}: BLEU {bleu:.2f} after {hours(seconds)}; {rest()}")
             return
         # A step that was killed could not say anything itself.
         told = 0 < status < 128

@@ -97,7 +97,8 @@ class RunFolder:
     def _of_another_origin(self) -> Path | None:
         """A file with the name of one of ours in a folder without run.json, which train.sh writes before any other."""
         ours = [self.finished, self.environment, self.command, self.log, self.curves, *self.checkpoints()]
-        return next((path for path in ours if path.exists()), None) if not self.record.exists() else None
+        found = next((path for path in ours if path.exists()), None)
+        return None if self.record.exists() else found  # asked last: another process of the same run may be writing it
 
     def admit(self, settings: dict[str, Any]) -> None:
         """Check that a run with these settings may start or go on here.
@@ -173,11 +174,6 @@ class RunFolder:
         ]
         write_json(self.environment, {"launches": [*launches, now]})
         return changed
-
-    def remove_leftovers(self) -> None:
-        """Remove half-written checkpoints of a killed run; nothing ever reads them."""
-        for path in self.folder.glob("checkpoint*.pt.tmp"):
-            path.unlink()
 
 
 def environment() -> dict[str, Any]:

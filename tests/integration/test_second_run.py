@@ -126,3 +126,14 @@ def test_a_second_demo_is_told_of_the_first(here):
         )
     assert done.returncode == 2
     assert f"error: the data folder '{here}/demo/data/de-en' is in use by {WHO} on " in done.stderr
+
+
+def test_another_process_of_a_training_is_kept_out_by_its_like(here, capsys):
+    """The first one is kept out by the lock above, the second by its own, and does not write into the first's log."""
+    words = f"train {here}/data {TRAIN.format(here=here)} --save-dir {here}/out -- --distributed-world-size 2"
+    words += " --distributed-rank 1 --distributed-no-spawn --distributed-init-method tcp://127.0.0.1:1"
+    with lock(here / "out" / ".train.rank1.lock", "it") as held:
+        held.tell(WHO)
+        status, said = main.main(words.split()), capsys.readouterr().err
+    assert status == 2 and f"error: the run folder '{here}/out' is in use by {WHO} on " in said
+    assert not (here / "out" / "train.rank1.log").exists()

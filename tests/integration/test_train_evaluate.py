@@ -249,6 +249,27 @@ def test_a_precision_flag_and_several_gpus(prepared, config, tmp_path, capsys, m
     assert "--amp" in command_text and "--fp16" not in command_text
 
 
+@pytest.mark.parametrize(
+    ("launcher", "gpus", "said"),
+    [
+        (
+            {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"},
+            8,
+            "note: 8 GPUs are here, 1 of them train: start a process for each GPU\n",
+        ),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2"}, 2, ""),
+    ],
+)
+def test_gpus_that_are_left_idle_are_told_of(prepared, config, tmp_path, capsys, monkeypatch, launcher, gpus, said):
+    launcher |= {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train.devices, "probe", lambda: {"devices": ["a GPU"] * gpus, "cuda": "13", "threads": 1})
+    monkeypatch.setattr(train, "_launch", lambda *args: 0)
+    status, told = here(capsys, "train", *arguments(prepared, config, tmp_path / "run", "--", "--max-tokens", "9"))
+    assert (status, told) == (0, said)
+
+
 def test_a_changed_evaluate_section_is_taken_over_without_training(prepared, config, run_copy, tmp_path, capsys):
     other = tmp_path / "other.yaml"
     other.write_text(config.read_text(encoding="utf-8").replace("beam: 2", "beam: 3"), encoding="utf-8")

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 import intra_distillation_fairseq  # noqa: F401  puts the mends in place
 from intra_distillation_fairseq import compat
+from intra_distillation_fairseq.compat.batches import _nothing
 from intra_distillation_fairseq.errors import UserError
 
 
@@ -144,7 +145,7 @@ def test_a_cut_off_checkpoint_is_no_whole_file_in_either_format(tmp_path, zipped
         checkpoint_utils.load_checkpoint_to_cpu(str(path))
     assert str(caught.value) == (
         f"checkpoint '{path}' is not a whole file (cut off while it was written or copied?): take another one "
-        "(to go on training from it: --restore-file)"
+        "(to train on from it: --continue-once)"
     )
 
 
@@ -247,3 +248,10 @@ def test_sharding_is_let_through_where_it_works(started_by_hand, monkeypatch):
     model = {"arch": "transformer_big", "encoder_layerdrop": 0}
     assert launch(ddp_backend="fully_sharded", criterion={"id_pass_mode": "stacked"}, model=model)
     assert launch(ddp_backend="legacy_ddp", criterion={"id_pass_mode": "recompute"}, model=model)
+
+
+def test_an_empty_batch_counts_nothing_whatever_a_criterion_logs():
+    logged = {"loss": torch.ones(2), "ntokens": 3, "nll_loss": 0.5, "names": ["a"], "nothing": None}
+    counted = {name: _nothing(value) for name, value in logged.items()}
+    assert counted.pop("loss").tolist() == [0, 0]
+    assert counted == {"ntokens": 0, "nll_loss": 0.0, "names": ["a"], "nothing": None}

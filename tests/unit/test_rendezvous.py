@@ -49,6 +49,21 @@ def test_the_launcher_is_recognised(environment, expected):
 
 
 @pytest.mark.parametrize(
+    ("environment", "here"),
+    [
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, 2),
+        (TORCHRUN, 4),
+        (SRUN, 4),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_NODEID": "3"}, 1),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x1),1(x2)", "SLURM_NODEID": "1"}, 1),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "3,1"}, 3),
+    ],
+)
+def test_the_processes_of_one_machine(environment, here):
+    assert rendezvous.processes_here(environment, rendezvous.launched(environment)) == here
+
+
+@pytest.mark.parametrize(
     ("nodes", "first"),
     [
         ("n1", "n1"),

@@ -16,7 +16,8 @@ from intra_distillation_fairseq.experiments import jobs, reproduction
 from intra_distillation_fairseq.files import lock
 
 # Does what the commands do as far as the harness can see it. A file fail-NAME, kill-NAME or stop-NAME in the folder HERE,
-# where NAME is a method or a language, makes it fail, be killed, or stop the harness and wait to be stopped.
+# where NAME is a method or a language, makes it fail, be killed, or stop the harness and wait to be stopped; save-NAME and
+# term-NAME end it as a request to stop does, with and without a save.
 STAND_IN = """
 import hashlib, json, os, signal, sys
 from pathlib import Path
@@ -34,6 +35,10 @@ def obey(name):
         sys.exit(f"error: {name} cannot be done")
     if (here / f"kill-{name}").exists():
         os.kill(os.getpid(), signal.SIGKILL)
+    if (here / f"save-{name}").exists():
+        sys.exit(75)
+    if (here / f"term-{name}").exists():
+        sys.exit(143)
     if (here / f"stop-{name}").exists():
         os.kill(os.getppid(), signal.SIGTERM)
         signal.pause()
@@ -395,6 +400,16 @@ def test_stopped_and_gone_on(harness):
     (harness.here / "stop-rdrop").unlink()
     assert harness("--langs de --methods transformer,rdrop,id_x")[0] == 0
     assert harness.steps() == [f"{step} {method}" for method in ("rdrop", "id_x") for step in ("train", "evaluate")]
+
+
+@pytest.mark.parametrize("how", ["save", "term"])
+def test_a_cell_that_is_stopped_alone_has_not_failed(harness, how):
+    (harness.here / f"{how}-rdrop").touch()
+    status, _, said = harness("--langs de --methods rdrop,id_x")
+    assert (status, harness.steps()[-2:]) == (75, ["train id_x", "evaluate id_x"])
+    assert "stop  de-en/rdrop/seed1: " in said and "FAIL" not in said
+    assert said.rstrip().endswith("1 cells left: the same command goes on")
+    assert not (harness.results / "de-en" / "rdrop" / "seed1" / "failed.json").exists()
 
 
 def test_stopped_while_it_prepares(harness):

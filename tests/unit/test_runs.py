@@ -16,6 +16,7 @@ from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.experiments import launch, logs, processes
 from intra_distillation_fairseq.experiments.generation import read_hypotheses
 from intra_distillation_fairseq.experiments.prepared import PreparedData, count_binarised, open_prepared, raw_lines
+from intra_distillation_fairseq.experiments.recipes import read_recipe
 from intra_distillation_fairseq.experiments.runs import RunFolder, environment
 
 SETTINGS = {
@@ -212,6 +213,22 @@ def test_flags_of_train_sh_are_refused_after_the_dashes(flag):
         launch.check_flags(["--lr", "1", flag, "x"])
 
 
+@pytest.mark.parametrize(
+    ("flag", "instead"),
+    [("--restore-file", "continue-once"), ("--restore-file=x", "continue-once"), ("--reset-opt", "finetune-from-model")],
+)
+def test_flags_that_would_undo_a_run_when_it_goes_on_are_refused(flag, instead, tmp_path):
+    why = "fairseq obeys it at every start, so that the run would lose what it has trained when it goes on after a stop"
+    with pytest.raises(UserError) as caught:
+        launch.check_flags(["--lr", "1", flag, "x"])
+    assert str(caught.value) == (
+        f"'{flag}' cannot be given after --: {why}: give {instead} FILE, which counts at the first start only"
+    )
+    (tmp_path / "a.yaml").write_text("train: {restore-file: x}\nmethods: {a: {criterion: a}}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"a.yaml: 'restore-file' in 'train' cannot be set: {why}"):
+        read_recipe(tmp_path / "a.yaml")
+
+
 def test_other_flags_are_not_refused():
     launch.check_flags(["--save-interval", "2", "--fp16-init-scale", "4", "--max-update", "3", "--lr", "-1"])
 
@@ -400,8 +417,8 @@ def test_a_resume_replaces_what_it_repeats():
 
 def test_what_went_wrong_is_counted_once_and_forgotten_with_the_updates():
     tag = "2026-01-01 00:00:03 | WARNING | intra_distillation_fairseq.tasks.bad_numbers | "
-    wrong = [f"{tag}update 4 skipped: why; rank {rank}: sentences 1 (loss nan)" for rank in (0, 1)]
-    wrong += [f"{tag}update {at}: a spike: why; rank 0: sentences 1 (loss 9)" for at in (7, 30)]
+    wrong = [f"{tag}update 4 skipped: why; rank 1: sentences 1 (loss nan); rank 3: sentences 2 (loss nan)"]
+    wrong += [f"{tag}update {at}: a spike: why; rank {rank}: sentences 1 (loss 9)" for at in (7, 30) for rank in (0, 1)]
     wrong += [f"{tag}update 30 skipped: why; rank 0: sentences 1 (loss nan)"]
     wrong += [f"{tag}2 of 25 sentences of the set 'valid' are left out, since they are longer"] * 2
     log = fed([*FIRST, *wrong])

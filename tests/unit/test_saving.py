@@ -17,7 +17,7 @@ from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
 import intra_distillation_fairseq  # noqa: F401  puts the mends in place
-from intra_distillation_fairseq.compat.restoring import choose
+from intra_distillation_fairseq.compat.restoring import _or_error, choose
 from intra_distillation_fairseq.whole_checkpoints import LAST, damage, newest_whole, set_aside
 
 BLOCK = 65536
@@ -196,7 +196,7 @@ def test_where_none_is_whole_nothing_is_touched(tmp_path):
             f"checkpoint '{tmp_path / LAST}' cannot be read (it is cut off or damaged: 3,000 bytes, "
         )
         assert choice.error.endswith(
-            "), and there is no other whole one to go on from: put a copy in its place, give --restore-file, or choose "
+            "), and there is no other whole one to go on from: put a copy in its place, or choose "
             "another --save-dir to train from the beginning"
         )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -319,3 +319,75 @@ def test_a_full_disk_does_not_hide_what_crashed(tmp_path, monkeypatch, caplog):
 def test_another_error_is_left_as_it_is(tmp_path):
     with pytest.raises(FileNotFoundError):
         checkpoint_utils.torch_persistent_save(state(1), str(tmp_path / "none" / LAST))
+
+
+class Training:
+    """What fairseq's save_checkpoint asks of a trainer and an epoch's iterator, at the end of an epoch."""
+
+    data_parallel_rank, checkpoint_suffix, should_save_checkpoint_on_current_rank, task = 0, "", True, None
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def consolidate_optimizer(self) -> None:
+        pass
+
+    def get_num_updates(self) -> int:
+        return self.epoch
+
+    def end_of_epoch(self) -> bool:
+        return True
+
+    def state_dict(self) -> dict:
+        return {"epoch": self.epoch}
+
+    def save_checkpoint(self, path: str, extra_state: dict) -> None:
+        Path(path).write_text(str(self.epoch), encoding="ascii")
+
+
+@pytest.mark.parametrize(("mended", "best"), [(True, "2"), (False, "4")])
+def test_a_validation_without_a_number_costs_no_best_checkpoint(tmp_path, monkeypatch, caplog, mended, best):
+    save = checkpoint_utils.save_checkpoint
+    if not mended:
+        while hasattr(save, "__wrapped__"):
+            save = save.__wrapped__
+        monkeypatch.setattr(checkpoint_utils, "save_checkpoint", save)
+    cfg, training = OmegaConf.structured(CheckpointConfig(save_dir=str(tmp_path))), Training()
+    monkeypatch.delattr(save, "best", raising=False)
+    try:
+        for loss in (3.0, 2.5, float("nan"), 2.9, float("inf")):
+            training.epoch += 1
+            checkpoint_utils.save_checkpoint(cfg, training, training, loss)
+    finally:
+        del save.best
+    assert (tmp_path / "checkpoint_best.pt").read_text() == best
+    assert (tmp_path / "checkpoint_last.pt").read_text() == "5"
+    assert ("the validation's loss is nan: this is not taken for the best checkpoint" in caplog.text) is mended
+
+
+def test_a_folder_that_cannot_be_synced_is_no_reason_to_stop(tmp_path, monkeypatch):
+    """As on some network file systems; a file is another matter."""
+
+    def only(refused):
+        def fsync(descriptor: int) -> None:
+            if refused(Path(f"/proc/self/fd/{descriptor}").resolve()):
+                raise OSError(errno.EINVAL, "Invalid argument")
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    only(Path.is_dir)
+    checkpoint_utils.torch_persistent_save(state(1), str(tmp_path / "a.pt"))
+    assert damage(tmp_path / "a.pt") is None
+    only(Path.is_file)
+    with pytest.raises(OSError, match="Invalid argument"):
+        checkpoint_utils.torch_persistent_save(state(2), str(tmp_path / "a.pt"))
+    assert torch.load(tmp_path / "a.pt")["optimizer_history"] == [{"num_updates": 1}]
+
+
+def test_what_fails_in_the_first_process_is_told_to_the_others():
+    def decide():
+        raise PermissionError(errno.EACCES, "Permission denied", "a.pt")
+
+    assert _or_error(decide).error == (
+        "the checkpoints of the run cannot be looked at: [Errno 13] Permission denied: 'a.pt'"
+    )
