@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from intra_distillation_fairseq.losses.backends import BACKENDS
+from intra_distillation_fairseq.losses.closed_form import CLOSED_FORMS
 from intra_distillation_fairseq.losses.objective import ConsistencyLoss, Objective, weighted
 
 OUT = RESULTS / "loss.csv"
@@ -380,7 +381,7 @@ def main() -> None:
     parser.add_argument("--cases", choices=("main", "sweep", "all"), default="sweep", help="(sweep)")
     types = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=types, default="float32", help="of logits, in the main case (float32)")
-    parser.add_argument("--divergence", choices=("x", "js"), default="x", help="(x)")
+    parser.add_argument("--divergence", choices=CLOSED_FORMS, default="x", help="(x)")
     parser.add_argument("--width", type=int, default=512, help="H, width of the features (512)")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these (all)")
     parser.add_argument("--threads", type=int, help="of the CPU (what torch takes: OMP_NUM_THREADS, or every core)")

@@ -1,6 +1,6 @@
 """A soak test: thousands of updates in several processes on the CPU, watched from outside. Does anything grow?
 
-    python benchmarks/scale.py                                     # 2,000 updates in two processes, about 5 minutes
+    python benchmarks/scale.py                                     # 2,000 updates in two processes, minutes
     python benchmarks/scale.py -- --id-pass-mode recompute         # further flags of fairseq-train, after --
     python benchmarks/scale.py --quick                             # a smoke test; writes no file unless --out is given
 

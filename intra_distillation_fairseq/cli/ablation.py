@@ -54,7 +54,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is left, then show everything; returns 0, 1 where a run failed, or 128 + the signal that stopped it."""
+    """Run what is left, then show everything.
+
+    Returns:
+        0, 1 where a run failed, 128 + the signal that stopped it all, or 75 where a run alone was stopped.
+    """
     recipe = read_recipe(find_recipe(args.config, ROOT))
     launch.check_flags(args.after_dashes)
     ablation = _ablation(args, recipe)
@@ -79,12 +83,13 @@ def run(args: argparse.Namespace) -> int:
     with explain_full_disk(args.results, "--results"):
         with lock(args.results / ".ablation.lock", "the results folder") as held:
             status, failures = run_series(runs, data.folder, recipe.path, held, say_with_time)
+    if not status:
+        _write(ablation, args.results, seeds, runs)
+    for name, reason in failures.items():
+        say_with_time(f"error: {name}: {reason}")
     if status:
         say_with_time(f"stopped by {processes.describe_status(status)}: the same command goes on")
         return status
-    _write(ablation, args.results, seeds, runs)
-    for name, reason in failures.items():
-        say_with_time(f"error: {name}: {reason}")
     if failures:
         say_with_time(f"{len(failures)} of {len(runs)} runs failed: the same command tries them again")
     return 1 if failures else 0

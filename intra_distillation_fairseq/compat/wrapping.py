@@ -6,6 +6,9 @@ import functools
 import inspect
 from collections.abc import Callable
 
+# What has been wrapped: owner, name, mend.
+_WRAPPED: list[tuple[object, str, tuple[str, str]]] = []
+
 
 def wrap(owner: object, name: str, wrapper: Callable[[Callable], Callable]) -> None:
     """Replace owner.name by wrapper(owner.name), once however often it is asked for. Others may have wrapped it before.
@@ -23,3 +26,13 @@ def wrap(owner: object, name: str, wrapper: Callable[[Callable], Callable]) -> N
     replacement.mended_by = (*mends, mend)
     is_static = isinstance(inspect.getattr_static(owner, name), staticmethod)
     setattr(owner, name, staticmethod(replacement) if is_static else replacement)
+    _WRAPPED.append((owner, name, mend))
+
+
+def in_place() -> dict[str, bool]:
+    """For the function of each mend that wraps: False where somebody has since replaced what it has wrapped."""
+    found: dict[str, bool] = {}
+    for owner, name, mend in _WRAPPED:
+        function, stands = mend[1].partition(".")[0], mend in getattr(getattr(owner, name), "mended_by", ())
+        found[function] = found.get(function, True) and stands
+    return found

@@ -224,11 +224,15 @@ def _fairseq(found: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("batching", FAIL, f"fairseq's compiled part is missing ({found['compiled']})", _INSTALL)
     else:
         yield Finding("batching", OK, "fairseq's compiled part is there")
+    replaced = [name for name, stands in found["mended"].items() if not stands]
     if found["plugin"]:
         yield Finding("plugin", FAIL, f"cannot be imported ({found['plugin']})", _INSTALL)
+    elif replaced:
+        advice = "another --user-dir or package has put its own functions there: train without it"
+        yield Finding("plugin", FAIL, f"mends of fairseq that are not in place: {', '.join(replaced)}", advice)
     else:
         version = probes.version(_DISTRIBUTION) or "not installed, imported from its folder"
-        yield Finding("plugin", OK, f"{version}; mends of fairseq in place: {', '.join(found['mended'])}")
+        yield Finding("plugin", OK, f"{version}; functions of fairseq mended by {', '.join(found['mended'])}")
 
 
 def _losses(found: dict[str, Any]) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
-import inspect
 import json
 import os
 import subprocess
@@ -162,17 +161,12 @@ def fairseq_and_plugin() -> dict[str, Any]:
         "compiled": _try(importlib.import_module, "fairseq.data.data_utils_fast"),
     }
     found["plugin"] = _try(importlib.import_module, "intra_distillation_fairseq.plugin")
-    found["mended"] = sorted(_mended()) if found["plugin"] is None else []
+    found["mended"] = {}
+    if found["plugin"] is None:
+        from intra_distillation_fairseq.compat import wrapping
+
+        found["mended"] = wrapping.in_place()
     return found
-
-
-def _mended() -> set[str]:
-    """Names of the mends (compat/) that stand around a function of fairseq."""
-    modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "fairseq"]
-    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    functions = (getattr(value, "__func__", value) for owner in (*modules, *classes) for value in vars(owner).values())
-    mends = (vars(function).get("mended_by", ()) for function in functions if inspect.isfunction(function))
-    return {name.partition(".")[0] for mend in mends for _, name in mend}
 
 
 def version(distribution: str) -> str | None:

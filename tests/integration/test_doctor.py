@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import tempfile
 
 import pytest
 
+from intra_distillation_fairseq import compat
 from intra_distillation_fairseq.cli.main import main
 from intra_distillation_fairseq.experiments import diagnosis, probes, processes, trial
 from intra_distillation_fairseq.experiments.diagnosis import FAIL, OK, WARNING
@@ -41,7 +44,9 @@ def test_a_whole_installation(tmp_path):
     for part in ("python", "machine", "disk", "numpy", "torch", "gpu", "gloo", "fairseq", "batching", "plugin"):
         assert part in lines, done.stdout
     assert all(line.startswith((OK, WARNING)) for line in lines.values()), done.stdout
-    assert "copy_checkpoints" in lines["plugin"] or "write_checkpoints_whole" in lines["plugin"]
+    called = re.findall(r"^    (\w+)\(\)", inspect.getsource(compat.install), re.M)
+    others = {"allow_fairseq_checkpoints", "end_prefetching_at_exit", "let_ddp_run_on_cpu"}  # these wrap nothing
+    assert len(called) > 15 and set(re.split(", | ", lines["plugin"])) >= set(called) - others
     assert {"loss reference", "loss chunked", "loss triton"} < lines.keys()
     trial_line = "10 updates with 3 passes on the CPU, resumed at 5, and a sentence translated, in "
     assert trial_line in lines["trial"]
@@ -101,7 +106,7 @@ FAIRSEQ = {
     "distributions": {"fairseq-fixed": "0.12.3.1"},
     "compiled": None,
     "plugin": None,
-    "mended": ["a", "b"],
+    "mended": {"a": True, "b": True},
 }
 
 
@@ -111,7 +116,8 @@ FAIRSEQ = {
         ("_torch", {**TORCH, "gpus": [GPU]}, "gpu", OK, "NVIDIA H200, 140 GiB, capability 9.0, bfloat16"),
         ("_torch", {**TORCH, "version": "2.5.1"}, "torch", FAIL, "2.6 or newer is needed"),
         ("_torch", {**TORCH, "distributed": {"nccl": "no"}}, "nccl", WARNING, "does not work (no)"),
-        ("_fairseq", FAIRSEQ, "plugin", OK, "mends of fairseq in place: a, b"),
+        ("_fairseq", FAIRSEQ, "plugin", OK, "functions of fairseq mended by a, b"),
+        ("_fairseq", {**FAIRSEQ, "mended": {"a": True, "b": False}}, "plugin", FAIL, "not in place: b: another --user-dir"),
         ("_fairseq", {**FAIRSEQ, "distributions": {"fairseq": "0.12.2", "fairseq-fixed": "0.12.3.1"}}, "fairseq", FAIL,
          "overwrite each other"),
         ("_fairseq", {**FAIRSEQ, "distributions": {"fairseq": "1.0.0a0"}}, "fairseq", WARNING,

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 import intra_distillation_fairseq  # noqa: F401  puts the mends in place
 from intra_distillation_fairseq import compat
+from intra_distillation_fairseq.compat import wrapping
 from intra_distillation_fairseq.compat.batches import _nothing
 from intra_distillation_fairseq.errors import UserError
 
@@ -32,6 +33,12 @@ def test_installing_twice_wraps_once():
     compat.install()
     assert data_utils.batch_by_size is before
     assert not hasattr(unmended(before), "mended_by")
+
+
+def test_a_mend_that_somebody_has_replaced_is_seen(monkeypatch):
+    assert set(wrapping.in_place().values()) == {True}
+    monkeypatch.setattr(data_utils, "batch_by_size", unmended(data_utils.batch_by_size))
+    assert [name for name, stands in wrapping.in_place().items() if not stands] == ["keep_last_batch"]
 
 
 # P1: sentences dropped from every set whose size is no multiple of 8

@@ -105,9 +105,9 @@ def test_the_first_is_noted_and_the_second_ends_at_once(watching, number):
 
 
 def test_interrupts_and_hang_ups_are_left_alone(watching):
-    one = watching(0.0)
-    assert one.ask("signal.getsignal(signal.SIGINT) is signal.default_int_handler") == "True"
-    assert one.ask("signal.getsignal(signal.SIGHUP) is signal.SIG_DFL") == "True"
+    now = "[signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)]"
+    one = watching(0.0, f"globals().update(before={now})")
+    assert one.ask(f"before == {now}") == "True"
 
 
 def noticed(pid: int) -> bool:
