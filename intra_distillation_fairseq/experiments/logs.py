@@ -35,8 +35,8 @@ _SAVED = re.compile(r"Saved checkpoint .* \(epoch \d+ @ (\d+) updates")
 _PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+) ")
 _GPU_MEMORY = re.compile(r"rank +0: capabilities = .* ; total memory = ([\d.]+) GB ;")
 _CPU_MEMORY = re.compile(r"peak resident memory: ([\d.]+) MiB")
+_SKIPPED = re.compile(r"update (\d+) skipped: .*; rank \d+: ")  # one line for all processes; the guilty ones' ranks
 # Every process says so of an update; here each is counted once.
-_SKIPPED = re.compile(r"update (\d+) skipped: .*; rank 0: ")
 _SPIKE = re.compile(r"update (\d+): a spike: .*; rank 0: ")
 _LEFT_OUT = re.compile(r"(\d+) of \d+ sentences of the set '(.*)' are left out, ")
 _TRAIN_COLUMNS = {"train_loss": "loss", "ls_loss": "ls_loss", "nll_loss": "nll_loss", "id_loss": "id_loss"}

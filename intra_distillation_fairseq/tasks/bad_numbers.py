@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
 
 import torch
+import torch.distributed as dist
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 # A bad batch passes; a model that gives no finite number any more never recovers.
 MOST_SKIPPED_IN_A_ROW = 10
+
+# Settings of a run cannot change in its folder; fairseq reads this flag while --save-dir has no checkpoint_last.pt.
+ELSEWHERE = "train on in another --save-dir with --continue-once CHECKPOINT"
 
 # A spike is a gradient norm above FACTOR times its running mean, over about the last MEMORY updates; there is none
 # before that many. The norm of one batch seldom is twice that of the next.
@@ -32,8 +36,8 @@ class BadNumbersConfig(FairseqDataclass):
     id_nan_policy: ChoiceEnum(["skip", "stop"]) = field(
         default="skip",
         metadata={
-            "help": "where the gradient is NaN or infinite: skip the update, as float16 does anyway after an overflow, "
-            f"and stop after {MOST_SKIPPED_IN_A_ROW} in a row; or stop at the first one"
+            "help": "where the gradient is NaN or infinite, and in float16 the loss, too: skip the update, and stop "
+            f"after {MOST_SKIPPED_IN_A_ROW} in a row; or stop at the first one"
         },
     )
 
@@ -43,14 +47,24 @@ class _Batch(NamedTuple):
 
     ids: Optional[Tensor]
     logging_output: dict[str, Any]
+    # Of a batch in place of an empty share, which counts 0 times: finite or not is all that it tells.
+    loss_of_stand_in: Optional[Tensor]
+
+
+class _Told(NamedTuple):
+    """What one process says of its batches of an update."""
+
+    rank: int
+    words: str
+    is_finite: bool  # all terms of the loss
 
 
 class BadNumbersMixin:
     """Put before any fairseq task class to say what happens to an update whose gradient is not finite.
 
-    The trainer calls `begin_update`, `note_skipped` and `check_gradient` (`compat/overflow.py`), in each process with
-    the same gradient norm. A skipped update leaves parameters, optimizer and number of updates as they were; the log
-    counts such updates as `skipped` and spikes as `spikes`, each per log interval and per epoch.
+    The trainer calls `begin_update` and, with the same gradient in each process, `check_gradient`, or `check_loss` and
+    `note_skipped` (`compat/overflow.py`). A skipped update leaves parameters, optimizer and number of updates as they
+    were; the log counts such updates as `skipped` and spikes as `spikes`, each per log interval and per epoch.
     """
 
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any):
@@ -63,59 +77,67 @@ class BadNumbersMixin:
     def train_step(self, sample, *args, **kwargs):
         """As it is, with a note of which sentences gave which terms of the loss."""
         loss, sample_size, logging_output = super().train_step(sample, *args, **kwargs)
-        self._batches.append(_Batch(sample.get("id"), logging_output))
+        loss_of_stand_in = loss.detach() if kwargs.get("ignore_grad") else None
+        self._batches.append(_Batch(sample.get("id"), logging_output, loss_of_stand_in))
         return loss, sample_size, logging_output
 
     def begin_update(self) -> None:
         """Called before the first batch of an update."""
         self._batches.clear()
 
-    def note_skipped(self, update: int, why: str, bounded: bool) -> None:
-        """Called for an update that is not made, to say so.
+    def check_loss(self, update: int, why: str, group: Optional[dist.ProcessGroup], may_be_overflow: bool) -> None:
+        """Called where the gradient is not finite, by all processes of the group together.
+
+        They tell each other about their losses, so that all have the same words, which name the guilty ones.
 
         Args:
             update: number that it would have had.
             why: in words.
-            bounded: somebody else sees to it that this does not go on for ever, as the least loss scale does.
+            group: the processes with this gradient; None for this one alone.
+            may_be_overflow: the gradient comes from a scaled loss, so that it may be infinite where the loss is not.
+
+        Raises:
+            UpdateSkipped: the policy is to go on.
+            SystemExit: the policy is to stop, now or after so many.
+        """
+        # One exchange for each gradient that is not finite, whatever policy and precision: nobody waits in vain.
+        # What is decided below depends only on what all have been told.
+        told = _exchange(self._tell(), group)
+        guilty = [one for one in told if not one.is_finite]
+        if may_be_overflow and not guilty:
+            return
+        named = _in_words(guilty or told)
+        if self._nan_policy == "stop":
+            raise SystemExit(
+                f"error: update {update}: {why}; {named}; checkpoints are as they were: look at these sentences; the "
+                "same command with --id-nan-policy skip goes on without this batch; for another --lr or --clip-norm "
+                f"{ELSEWHERE}"
+            )
+        self._skip(update, why, named, bounded=False, tells=told[0].rank == distributed_utils.get_global_rank())
+        raise UpdateSkipped
+
+    def note_skipped(self, update: int, why: str, bounded: bool) -> None:
+        """Called after `check_loss` for an overflow in float16, whose update is not made, to say so.
+
+        Args:
+            update: number that it would have had.
+            why: in words.
+            bounded: the least loss scale sees to it that this does not go on for ever.
 
         Raises:
             SystemExit: it has been going on for too long.
         """
-        self._skipped_in_a_row += not bounded
-        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise SystemExit(
-                f"error: update {update}: {why}: the {MOST_SKIPPED_IN_A_ROW}th batch in a row that leads to no update; "
-                f"{self._what_was_trained_on()}; checkpoints are as they were: the model itself gives "
-                "no finite numbers any more: go on from an older checkpoint with --restore-file, at a lower --lr or "
-                "with --clip-norm"
-            )
-        logger.log(
-            logging.INFO if bounded else logging.WARNING,
-            f"update {update} skipped: {why}; {self._what_was_trained_on()}",
-        )
+        mine = self._tell()
+        self._skip(update, why, _in_words([mine]), bounded, tells=mine.rank == 0)
 
     def check_gradient(self, norm: float, update: int, clip_norm: float) -> None:
-        """Called when the gradient of all processes is known, before the optimizer makes its step.
+        """Called when the gradient of all processes is known and finite, before the optimizer makes its step.
 
         Args:
             norm: of the gradient, not yet clipped; the same in each process.
             update: number that this update will have.
             clip_norm: --clip-norm, 0 for none.
-
-        Raises:
-            UpdateSkipped: norm is not finite, and the policy is to go on.
-            SystemExit: norm is not finite, and the policy is to stop, now or after so many.
         """
-        if not math.isfinite(norm):
-            why = f"the gradient is not finite (norm {norm})"
-            if self._nan_policy == "stop":
-                raise SystemExit(
-                    f"error: update {update}: {why}; {self._what_was_trained_on()}; checkpoints are as "
-                    "they were: look at these sentences, lower --lr or give --clip-norm, or go on without this batch "
-                    "with --id-nan-policy skip"
-                )
-            self.note_skipped(update, why, bounded=False)
-            raise UpdateSkipped
         self._skipped_in_a_row = 0
         usual = self._norms.value
         if self._norms.is_spike(norm):
@@ -123,7 +145,7 @@ class BadNumbersMixin:
             outcome = f"clipped to {clip_norm:g}" if clip_norm > 0 else "not clipped (--clip-norm is 0)"
             logger.warning(
                 f"update {update}: a spike: gradient norm {norm:.4g}, {norm / usual:.0f} times the usual {usual:.4g}, "
-                f"{outcome}; {self._what_was_trained_on()}"
+                f"{outcome}; {_in_words([self._tell()])}"
             )
         self._norms.take(norm)
 
@@ -135,12 +157,24 @@ class BadNumbersMixin:
             return
         super().reduce_metrics(logging_outputs, criterion)
 
-    def _what_was_trained_on(self) -> str:
-        """The sentences and the terms of the loss; of several batches those whose terms are not finite, if any is."""
+    def _skip(self, update: int, why: str, named: str, bounded: bool, tells: bool) -> None:
+        self._skipped_in_a_row += not bounded
+        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise SystemExit(
+                f"error: update {update}: {why}: the {MOST_SKIPPED_IN_A_ROW}th batch in a row that leads to no update; "
+                f"{named}; checkpoints are as they were: the model itself gives no finite numbers any more: {ELSEWHERE}"
+                ", an older one, and a lower --lr or a --clip-norm"
+            )
+        if tells:
+            level = logging.INFO if bounded else logging.WARNING
+            logger.log(level, f"update {update} skipped: {why}; {named}")
+
+    def _tell(self) -> _Told:
+        """Of several batches only those with a term that is not finite, if there is one."""
         described = [_describe(batch) for batch in self._batches]
         guilty = [text for text, is_finite in described if not is_finite]
-        rank = distributed_utils.get_global_rank()
-        return f"rank {rank}: {'; '.join(guilty or [text for text, _ in described]) or 'no batch'}"
+        words = "; ".join(guilty or [text for text, _ in described]) or "no batch"
+        return _Told(distributed_utils.get_global_rank(), words, not guilty)
 
 
 class RunningMean:
@@ -161,12 +195,28 @@ class RunningMean:
         self.value += (norm - self.value) / min(self._seen, SPIKE_MEMORY)
 
 
+def _exchange(mine: _Told, group: Optional[dist.ProcessGroup]) -> list[_Told]:
+    """What each process says, in the order of their ranks. Sentences may be many, so it has no limit of length."""
+    if group is None:
+        return [mine]
+    told: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(told, mine, group=group)
+    return told
+
+
+def _in_words(told: list[_Told]) -> str:
+    return "; ".join(f"rank {one.rank}: {one.words}" for one in told)
+
+
 def _describe(batch: _Batch) -> tuple[str, bool]:
     """(sentences and terms in words, all terms are finite). Terms per token and base 2, as in the log."""
     log = batch.logging_output
     scale = max(float(log.get("ntokens", 1)), 1.0) * math.log(2)
     terms = {name: float(value) / scale for name, value in log.items() if name.endswith("loss")}
-    named = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     ids = "unknown" if batch.ids is None else " ".join(map(str, torch.as_tensor(batch.ids).flatten().tolist()))
     alpha = f", id_alpha {float(log['id_alpha']):.4g}" if "id_alpha" in log else ""
+    if batch.loss_of_stand_in is not None:
+        terms, alpha = {"loss": float(batch.loss_of_stand_in)}, ""
+        ids += " in place of an empty share"
+    named = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     return f"sentences {ids} ({named}{alpha})", all(math.isfinite(value) for value in terms.values())

@@ -23,6 +23,7 @@ from intra_distillation_fairseq.tasks.bad_numbers import MOST_SKIPPED_IN_A_ROW, 
 
 OURS = "--task translation_intra_distillation --criterion intra_distillation --label-smoothing 0.1".split()
 FLOAT16 = ["--fp16 --fp16-no-flatten-grads", "--memory-efficient-fp16"]
+ELSEWHERE = "train on in another --save-dir with --continue-once CHECKPOINT"
 PLANTED = ["--user-dir", Path(__file__).parent / "planted_numbers", "--arch", "planted_transformer"]
 
 
@@ -95,7 +96,7 @@ def test_the_least_loss_scale_stops_with_one_line(train, tmp_path, precision):
     flags = ["--fp16-init-scale", 2**20, "--min-loss-scale", 2**18, "--max-update", 3]
     line = assert_stopped_with_one_line(train(*OURS, *precision.split(), *flags), tmp_path / "run")
     assert line.startswith("error: update 1: Minimum loss scale reached")
-    assert "--bf16" in line
+    assert line.endswith(f"{ELSEWHERE}, an older one, and a lower --lr, or anew in bfloat16 or float32")
 
 
 def test_overflows_that_lower_no_loss_scale_do_not_go_on_for_ever(train, tmp_path):
@@ -120,6 +121,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(train, what, crite
     assert_finite_log(done.stdout)
 
 
+def test_a_loss_that_is_not_finite_is_no_overflow(train):
+    """Nothing of the loss scale's: it is as it was, and the least one is never reached."""
+    flags = [*FLOAT16[0].split(), "--fp16-init-scale", 4, "--min-loss-scale", 1, "--max-update", 3, "--no-save"]
+    done = train(*OURS, *flags, *planted("nan", 2, 7))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert skipped_updates(done.stdout) == read(done.stdout).skipped == [2] * 6
+    assert re.search(r"WARNING .* update 2 skipped: the gradient is not finite; rank 0: .*\(loss nan", done.stdout)
+    assert counted(done.stdout, "skipped") == 6
+    assert [float(u["loss_scale"]) for u in logged(done.stdout)] == [4, 4, 4]
+    assert_finite_log(done.stdout)
+
+
 def test_amp_on_a_cpu_is_float32_in_this_too(train):
     done = train(*OURS, "--amp", "--max-update", 4, "--no-save", *planted("nan", 2, 2))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -139,11 +152,23 @@ def test_the_policy_to_stop_names_update_sentences_and_terms(train, tmp_path):
     assert line.startswith("error: update 3: the gradient is not finite (norm nan); rank 0: sentences ")
     assert line.count("sentences ") == 1
     assert re.search(r"\(loss nan, ls_loss nan, nll_loss nan, id_loss nan, id_alpha \d", line)
-    assert "--id-nan-policy skip" in line
+    assert "the same command with --id-nan-policy skip goes on without this batch" in line
+    assert line.endswith(ELSEWHERE)
+    assert "--restore-file" not in line
     assert last.read_bytes() == before
     again = train(*flags, "--max-update", 4, *PLANTED)
     assert again.returncode == 0, again.stderr[-3000:]
     assert [u["num_updates"] for u in logged(again.stdout)] == ["3", "4"]
+
+
+def test_the_policy_to_stop_holds_in_float16(train, tmp_path):
+    """For a loss that is not finite; an overflow before it is skipped as ever."""
+    flags = [*FLOAT16[1].split(), "--fp16-init-scale", 2**15, "--id-nan-policy", "stop", "--max-update", 9]
+    done = train(*OURS, *flags, *planted("nan", 9, 10))
+    line = assert_stopped_with_one_line(done, tmp_path / "run")
+    update = 9 - len(skipped_updates(done.stdout))
+    assert 1 < update < 9
+    assert re.match(rf"error: update {update}: the gradient is not finite; rank 0: sentences [\d ]+ \(loss nan", line)
 
 
 def test_with_finite_terms_every_batch_of_the_update_is_named(train, tmp_path):
@@ -153,26 +178,31 @@ def test_with_finite_terms_every_batch_of_the_update_is_named(train, tmp_path):
     assert len(re.findall(r"sentences [\d ]+ \(loss \d", line)) == 2
 
 
-def test_a_model_that_is_nan_itself_stops(train, tmp_path):
-    line = assert_stopped_with_one_line(train(*OURS, "--max-update", 9, *planted("nan", 3, 99)), tmp_path / "run")
+@pytest.mark.parametrize("precision", ["", FLOAT16[0]])
+def test_a_model_that_is_nan_itself_stops(train, tmp_path, precision):
+    flags = [*precision.split(), "--max-update", 9]
+    line = assert_stopped_with_one_line(train(*OURS, *flags, *planted("nan", 3, 99)), tmp_path / "run")
+    assert line.startswith("error: update 3: the gradient is not finite")
     assert f"the {MOST_SKIPPED_IN_A_ROW}th batch in a row that leads to no update" in line
-    assert "--restore-file" in line
+    assert line.endswith(f"{ELSEWHERE}, an older one, and a lower --lr or a --clip-norm")
 
 
-@pytest.mark.parametrize("backend", ["c10d", "legacy_ddp"])
+@pytest.mark.parametrize(("backend", "precision"), [("c10d", ""), ("legacy_ddp", FLOAT16[0])])
 @pytest.mark.parametrize("policy", ["skip", "stop"])
-def test_a_nan_in_one_rank_of_two_is_met_alike_by_both(tiny_data, tmp_path, backend, policy):
-    flags = [*OURS, "--ddp-backend", backend, "--id-nan-policy", policy, "--max-update", 5]
+def test_a_nan_in_one_rank_of_two_is_met_alike_by_both(tiny_data, tmp_path, backend, precision, policy):
+    """Both name the guilty one; one line is in the log."""
+    flags = [*OURS, "--ddp-backend", backend, *precision.split(), "--id-nan-policy", policy, "--max-update", 5]
     first, second = run_several(2, tiny_data, tmp_path / "run", *flags, *planted("nan", 2, 3, rank=1))
+    named = r"update 2.*: the gradient is not finite( \(norm nan\))?; rank 1: sentences [\d ]+ \(loss nan"
     if policy == "stop":
         lines = [assert_stopped_with_one_line(done, tmp_path / "run") for done in (first, second)]
-        assert all(line.startswith("error: update 2: the gradient is not finite (norm nan)") for line in lines)
-        assert re.search(r"rank 0: sentences [\d ]+ \(loss \d", lines[0])
-        assert re.search(r"rank 1: sentences [\d ]+ \(loss nan", lines[1])
+        assert lines[0] == lines[1]
+        assert re.match(f"error: {named}", lines[0])
+        assert "rank 0: " not in lines[0]
         return
     assert [done.returncode for done in (first, second)] == [0, 0], first.stderr[-3000:] + second.stderr[-3000:]
-    assert skipped_updates(first.stdout) == skipped_updates(second.stdout) == [2, 2]
-    assert re.search(r"rank 1: sentences [\d ]+ \(loss nan", second.stdout)
+    assert len(re.findall(named, first.stdout)) == 2
+    assert "rank 0: sentences" not in first.stdout + second.stdout
     assert read(first.stdout + second.stdout).skipped == [2, 2]  # in one file, as fairseq's own launch writes it
     assert counted(first.stdout, "skipped") == 2
     assert [u["num_updates"] for u in logged(first.stdout)] == ["1", "2", "3", "4", "5"]
@@ -217,12 +247,29 @@ def spoiled(trainer: Trainer, sample: dict) -> None:
         hook.remove()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sage_adam"])
-def test_a_skipped_update_leaves_everything_as_it_was(make_trainer, optimizer):
+KINDS = {
+    "float32": "--optimizer adam",
+    "sage": "--optimizer sage_adam",
+    "bfloat16": "--bf16",
+    "float16": FLOAT16[0],
+    "memory-efficient float16": FLOAT16[1],
+    "amp": "--amp",
+}
+
+
+def scale_as_on_a_gpu(trainer: Trainer, scale: float) -> None:
+    """--amp; on a CPU fairseq switches its loss scale off."""
+    trainer.optimizer._grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skipped_update_leaves_everything_as_it_was(make_trainer, kind):
     """A training with a spoiled batch equals one without this batch, bit for bit."""
     states = []
     for spoil in (True, False):
-        trainer = make_trainer("--optimizer", optimizer, "--id-loss-input", "logits")
+        trainer = make_trainer(*KINDS[kind].split(), "--id-loss-input", "logits", "--clip-norm", 0.5)
+        if kind == "amp":
+            scale_as_on_a_gpu(trainer, 8.0)
         first, bad, last = batches(trainer)
         with metrics.aggregate("epoch"):
             trainer.train_step([first])
@@ -233,9 +280,40 @@ def test_a_skipped_update_leaves_everything_as_it_was(make_trainer, optimizer):
         assert trainer.get_num_updates() == 2
         assert counts.get("skipped", 0) == spoil
         states.append([*trainer.model.state_dict().values(), *moments(trainer)])
+        if kind in ("float16", "bfloat16"):
+            states[-1] += [p.detach() for p in trainer.optimizer.fp32_params]
+        if kind == "amp":
+            states[-1].append(torch.tensor(list(trainer.optimizer.scaler.state_dict().values())))
+        elif "fp16" in KINDS[kind]:
+            states[-1].append(torch.tensor([value or 0.0 for value in vars(trainer.optimizer.scaler).values()]))
         # An exception must not leave fairseq's metrics switched on.
         assert len(metrics.get_active_aggregators()) == 1
+    assert len(states[0]) == len(states[1])
     assert all(torch.equal(a, b) for a, b in zip(*states))
+
+
+def test_under_amp_an_overflow_is_tried_again_and_then_skipped(make_trainer, caplog):
+    trainer = make_trainer("--amp", "--amp-batch-retries", 1)
+    scale_as_on_a_gpu(trainer, 2.0**127)
+    first, last, _ = batches(trainer)
+    with metrics.aggregate("epoch"), caplog.at_level("INFO"):
+        trainer.train_step([first])
+        assert metrics.get_smoothed_value("epoch", "skipped") == 1
+        assert trainer.optimizer.scaler.get_scale() == 2.0**125
+        scale_as_on_a_gpu(trainer, 8.0)
+        trainer.train_step([last])
+    (line,) = [line for line in caplog.messages if "skipped" in line]
+    assert re.match(r"update 1 skipped: overflow in float16; rank 0: sentences 2 0 1 3 \(loss \d", line)
+    assert trainer.get_num_updates() == 1
+
+
+def test_the_batch_in_place_of_an_empty_share_is_named_as_such(make_trainer, caplog):
+    """Times 0, a loss of NaN is NaN."""
+    trainer = make_trainer()
+    trainer.reset_dummy_batch(batches(trainer)[1])
+    with metrics.aggregate("epoch"):
+        spoiled(trainer, {})
+    assert "rank 0: sentences 4 7 5 6 in place of an empty share (loss nan)" in caplog.text
 
 
 def moments(trainer: Trainer) -> list[torch.Tensor]:

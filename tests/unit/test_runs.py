@@ -215,7 +215,11 @@ def test_flags_of_train_sh_are_refused_after_the_dashes(flag):
 
 @pytest.mark.parametrize(
     ("flag", "instead"),
-    [("--restore-file", "continue-once"), ("--restore-file=x", "continue-once"), ("--reset-opt", "finetune-from-model")],
+    [
+        ("--restore-file", "continue-once"),
+        ("--restore-file=x", "continue-once"),
+        ("--reset-opt", "finetune-from-model"),
+    ],
 )
 def test_flags_that_would_undo_a_run_when_it_goes_on_are_refused(flag, instead, tmp_path):
     why = "fairseq obeys it at every start, so that the run would lose what it has trained when it goes on after a stop"
