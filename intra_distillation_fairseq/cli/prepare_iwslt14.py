@@ -76,7 +76,7 @@ def _prepare(
     with lock(out / "download" / ".lock", "the download folder", say):
         known = FileDigests(out / "download" / "known.json")
         if not args.archive:
-            fetch((args.url,) if args.url else IWSLT14_URLS, archive, known, say)
+            fetch((args.url,) if args.url else IWSLT14_URLS, archive, known, say, max_unpacked=limit)
         text = Iwslt14(archive, known.sha256(archive), args.consistent_test, args.replace_invalid_utf8, limit)
     for lang in langs:
         path = out / f"{lang}-{TARGET}"

@@ -21,8 +21,12 @@ from intra_distillation_fairseq.progress import Progress
 MAX_UNPACKED = 50 * 10**9
 
 _BLOCK_BYTES = 1 << 20
-_HEADER_BYTES = 1 << 20  # a name or a comment in a tar archive, which tarfile reads at once
+# In a tar archive, a member's name and comments: four of the longest paths. What tarfile needs for them, both time and
+# memory, grows with the square of their length: half a second and 64 MB here, half an hour for a megabyte.
+_HEADER_BYTES = 1 << 14
+_ALL_HEADERS_BYTES = 1 << 24  # that is, at most 32,768 members: minutes at worst
 _ZIP_MAGIC = b"PK\x03\x04"
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of the others zipfile unpacks a whole block at once
 
 
 def copy_members(archive: Path, wanted: dict[str, Path], max_bytes: int = MAX_UNPACKED) -> dict[str, int]:
@@ -98,7 +102,7 @@ def open_tgz(stream: IO[bytes], max_bytes: int, what: str) -> Iterator[tarfile.T
     Raises:
         UserError: in the body, once it unpacks to more.
     """
-    with _Unpacked(stream, max_bytes, what) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
+    with _Unpacked(stream, max_bytes, what) as unpacked, _Tar(fileobj=unpacked) as tar:
         yield tar
 
 
@@ -126,10 +130,13 @@ class _Unpacked(gzip.GzipFile):
     def __init__(self, stream: IO[bytes], max_bytes: int, what: str):
         super().__init__(fileobj=stream, mode="rb")
         self._max_bytes, self._what = max_bytes, what
+        self.header_left: int | None = None  # while the headers of a member are read: bytes that they may still have
 
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= max(_BLOCK_BYTES, _HEADER_BYTES):
-            raise tarfile.ReadError("a header larger than any name")
+    def read(self, size: int = -1) -> bytes:
+        if self.header_left is not None:
+            if not 0 <= size <= self.header_left:  # tarfile asks for as many as a header says
+                raise tarfile.ReadError("a header larger than any name")
+            self.header_left -= size
         data = super().read(size)
         if self.tell() > self._max_bytes:
             raise _too_much(self._what, self._max_bytes)
@@ -139,6 +146,26 @@ class _Unpacked(gzip.GzipFile):
         if offset > self._max_bytes:  # as over a file that is not wanted
             raise _too_much(self._what, self._max_bytes)
         return super().seek(offset, whence)
+
+
+class _Tar(tarfile.TarFile):
+    """Only goes forward, and forgets every member when the next one is asked for."""
+
+    fileobj: _Unpacked
+    _headers_left = _ALL_HEADERS_BYTES
+
+    def next(self) -> tarfile.TarInfo | None:
+        self.fileobj.header_left = _HEADER_BYTES
+        member = super().next()
+        self._headers_left -= _HEADER_BYTES - self.fileobj.header_left
+        self.fileobj.header_left = None
+        self.members.clear()
+        self.pax_headers.clear()  # those for all members that follow, which would add up: of no account here
+        if self._headers_left < 0:
+            raise tarfile.ReadError("more headers than any archive of texts")
+        if member is not None and self.offset < member.offset_data:  # its size is negative: for ever, otherwise
+            raise tarfile.ReadError("its members lie over each other")
+        return member
 
 
 def _too_much(what: str, max_bytes: int) -> UserError:
@@ -153,7 +180,7 @@ def _watched(archive: Path) -> Iterator[IO[bytes]]:
     """An archive opened to be read, which shows how far it has been."""
     with (
         _Watched(archive) as raw,
-        Progress(f"unpack {archive.name}", archive.stat().st_size // 10**6, "MB") as progress,
+        Progress(f"unpack {archive.name}", max(1, _megabytes(archive.stat().st_size)), "MB") as progress,
     ):
         raw.progress = progress
         yield io.BufferedReader(raw, _BLOCK_BYTES)
@@ -164,8 +191,12 @@ class _Watched(io.FileIO):
 
     def readinto(self, buffer: memoryview) -> int | None:
         count = super().readinto(buffer)
-        self.progress.show(self.tell() // 10**6)
+        self.progress.show(_megabytes(self.tell()))
         return count
+
+
+def _megabytes(size: int) -> int:
+    return -(-size // 10**6)  # rounded up: a small archive has one, not none
 
 
 def _tar_files(archive: Path, wanted: set[str], max_bytes: int) -> Iterator[tuple[str, bool, IO[bytes] | None]]:
@@ -187,6 +218,12 @@ def _zip_files(archive: Path, wanted: set[str], max_bytes: int) -> Iterator[tupl
         for member in zipped.infolist():
             name = str(PurePosixPath(member.orig_filename))  # `filename` ends at a NUL
             if name in wanted:
+                if member.compress_type not in _ZIP_METHODS:
+                    method = zipfile.compressor_names.get(member.compress_type, f"method {member.compress_type}")
+                    raise UserError(
+                        f"'{name}' in '{archive}' is packed with {method}: pack it again with deflate, or get "
+                        "the archive elsewhere"
+                    )
                 kind = stat.S_IFMT(member.external_attr >> 16)
                 with zipped.open(member) as source:
                     yield name, not member.is_dir() and kind in (0, stat.S_IFREG), source

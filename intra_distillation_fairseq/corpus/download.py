@@ -12,11 +12,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from intra_distillation_fairseq.corpus.archives import MAX_UNPACKED
 from intra_distillation_fairseq.corpus.disk import is_full
 from intra_distillation_fairseq.corpus.stages import FileDigests
 from intra_distillation_fairseq.errors import UserError
@@ -37,9 +38,13 @@ IWSLT14_URLS = tuple(
 
 _MAGIC = {".tgz": ("gzip", b"\x1f\x8b"), ".zip": ("zip", b"PK\x03\x04")}
 _ATTEMPTS = 5
-_TIMEOUT_S = 60.0  # without a byte
+_TIMEOUT_S = 60.0
+_LEAST_BYTES_PER_S = 5000  # what an old modem gives: the largest archive of WMT'17 takes two days
 _LONGEST_WAIT_S = 120.0  # of what a server may ask for
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 16  # what is lost of a connection that breaks
+
+# Ten times the largest archive of WMT'17; nobody has published how large IWSLT'14's is, whose German pair has 20 MB.
+MAX_DOWNLOAD = 10 * 10**9
 
 
 class _TryAgain(Exception):
@@ -57,6 +62,15 @@ class _TryAgain(Exception):
 
 class _GiveUp(Exception):
     """This address has not got the file."""
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """As of `fetch`."""
+
+    pause_s: float
+    timeout_s: float
+    max_bytes: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,7 @@ def fetch_published(
     say: Callable[[str], None],
     pause_s: float = 2.0,
     timeout_s: float = _TIMEOUT_S,
+    max_bytes: int = MAX_DOWNLOAD,
 ) -> tuple[Path, str]:
     """Make sure that a file with a published checksum lies in `folder`.
 
@@ -95,7 +110,8 @@ def fetch_published(
         digests: remembers checksums of files that have not changed.
         say: prints one line.
         pause_s: seconds before the second attempt at an address; doubles with each.
-        timeout_s: seconds without a byte after which a connection counts as broken.
+        timeout_s: seconds without a byte, or with fewer than 5,000 for each, after which a connection counts as broken.
+        max_bytes: a larger file is not taken.
 
     Returns:
         The file, under its name at the mirror that gave it, and its checksum.
@@ -113,7 +129,7 @@ def fetch_published(
                 )
             return path, actual
     addresses = [(mirror.url, folder / mirror.name, partial(_check_sha256, mirror.sha256)) for mirror in mirrors]
-    path = _fetch_any(addresses, say, (pause_s, timeout_s), "give --archives DIR")
+    path = _fetch_any(addresses, say, _Limits(pause_s, timeout_s, max_bytes), "give --archives DIR")
     return path, next(mirror.sha256 for mirror in mirrors if mirror.name == path.name)
 
 
@@ -124,6 +140,8 @@ def fetch(
     say: Callable[[str], None],
     pause_s: float = 2.0,
     timeout_s: float = _TIMEOUT_S,
+    max_bytes: int = MAX_DOWNLOAD,
+    max_unpacked: int = MAX_UNPACKED,
 ) -> None:
     """Make sure that a gzip-compressed archive lies at `path`, whole and with the checksum of the first time.
 
@@ -136,15 +154,18 @@ def fetch(
         digests: remembers checksums of files that have not changed.
         say: prints one line.
         pause_s: seconds before the second attempt at an address; doubles with each.
-        timeout_s: seconds without a byte after which a connection counts as broken.
+        timeout_s: seconds without a byte, or with fewer than 5,000 for each, after which a connection counts as broken.
+        max_bytes: a larger file is not taken.
+        max_unpacked: nor one that unpacks to more bytes than this.
 
     Raises:
         UserError: no address gave the archive, or its checksum is not the recorded one.
     """
     record = path.with_name(path.name + ".sha256")
     if not path.exists():
-        addresses = [(url, path, _check_gzip) for url in urls]
-        _fetch_any(addresses, say, (pause_s, timeout_s), "give --archive FILE, or give another --url")
+        addresses = [(url, path, partial(_check_gzip, max_unpacked)) for url in urls]
+        limits = _Limits(pause_s, timeout_s, max_bytes)
+        _fetch_any(addresses, say, limits, "give --archive FILE, or give another --url")
     actual = digests.sha256(path)
     if record.exists():
         expected = (record.read_text(encoding="utf-8").split() or [""])[0]
@@ -161,7 +182,7 @@ def fetch(
 def _fetch_any(
     addresses: list[tuple[str, Path, Callable[[Path], None]]],
     say: Callable[[str], None],
-    times_s: tuple[float, float],
+    limits: _Limits,
     instead: str,
 ) -> Path:
     """Try (address, where the file goes, check of the whole file) in order; returns where it is."""
@@ -170,7 +191,7 @@ def _fetch_any(
         part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _fetch_one(url, part, check, say, *times_s)
+            _fetch_one(url, part, check, say, limits)
         except _GiveUp as error:
             reasons.append(f"{url}: {error}")
             say(f"{url}: {error}")
@@ -187,18 +208,18 @@ def _fetch_any(
 
 
 def _fetch_one(
-    url: str, part: Path, check: Callable[[Path], None], say: Callable[[str], None], pause_s: float, timeout_s: float
+    url: str, part: Path, check: Callable[[Path], None], say: Callable[[str], None], limits: _Limits
 ) -> None:
     say(f"downloading {url}")
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            _receive(url, part, timeout_s)
+            _receive(url, part, limits)
             check(part)
             return
         except _TryAgain as error:
             if attempt == _ATTEMPTS:
                 raise _GiveUp(f"{error}, {_ATTEMPTS} times") from None
-            wait_s = max(pause_s * 2 ** (attempt - 1), min(error.after_s, _LONGEST_WAIT_S))
+            wait_s = max(limits.pause_s * 2 ** (attempt - 1), min(error.after_s, _LONGEST_WAIT_S))
             say(f"{error}; again in {wait_s:g} s (attempt {attempt + 1} of {_ATTEMPTS})")
             time.sleep(wait_s)
 
@@ -208,7 +229,7 @@ def _source_file(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _receive(url: str, part: Path, timeout_s: float) -> None:
+def _receive(url: str, part: Path, limits: _Limits) -> None:
     """Append to `part` what is missing of it; starts anew where the rest of the same file cannot be had."""
     source = read_json(_source_file(part)) or {}
     have = part.stat().st_size if part.exists() and source.get("url") == url and source.get("mark") else 0
@@ -217,7 +238,7 @@ def _receive(url: str, part: Path, timeout_s: float) -> None:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", source["mark"])
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+        with urllib.request.urlopen(request, timeout=limits.timeout_s) as answer:
             resumed = have and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
             mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
             if answer.status == 206 and (not resumed or mark not in (None, source["mark"])):
@@ -225,12 +246,13 @@ def _receive(url: str, part: Path, timeout_s: float) -> None:
                 raise _TryAgain("the server sent a part of another file than before")
             have = have if resumed else 0
             length = answer.headers.get("Content-Length")
-            expected = have + int(length) if length and length.isdecimal() else None
+            # More digits are no length, and more than `int` takes.
+            expected = have + int(length) if length and length.isdecimal() and len(length) < 19 else None
             if not resumed:
                 part.unlink(missing_ok=True)
                 # Only a strong mark vouches that the rest belongs to the same bytes.
                 write_json(_source_file(part), {"url": url, "mark": None if (mark or "").startswith("W/") else mark})
-            _copy(answer, part, have, expected)
+            _copy(answer, part, have, expected, limits)
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
             return  # nothing is missing: the last run was killed after the last byte
@@ -252,28 +274,60 @@ def _receive(url: str, part: Path, timeout_s: float) -> None:
         if is_full(error):
             raise
         raise _TryAgain(f"the connection broke ({error or type(error).__name__})") from None
+    except ValueError as error:  # urllib checks no address before it takes it apart
+        raise _GiveUp(f"the server names an address that is none ({error})") from None
 
 
 def _request(url: str) -> urllib.request.Request:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https", "ftp", "file") or not url.isascii() or re.search(r"\s", url):
+    try:
+        scheme = urllib.parse.urlsplit(url).scheme
+    except ValueError:
+        scheme = ""
+    if scheme not in ("http", "https", "ftp", "file") or not url.isascii() or re.search(r"\s", url):
         raise UserError(f"--url '{url}' is not an address: needed is https://... or file:///..., without spaces")
     return urllib.request.Request(url, headers={"User-Agent": "intra-distillation"})
 
 
-def _copy(answer: http.client.HTTPResponse, part: Path, have: int, expected: int | None) -> None:
+def _copy(answer: http.client.HTTPResponse, part: Path, have: int, expected: int | None, limits: _Limits) -> None:
+    too_large = _GiveUp(f"it is larger than {limits.max_bytes / 1e9:g} GB, the most that is taken")
+    if expected is not None and expected > limits.max_bytes:
+        raise too_large
+    most = limits.max_bytes + 1 if expected is None else expected
     with open(part, "ab") as out, Progress("download", (expected or 0) // 10**6, "MB") as progress:
-        while block := answer.read(_BLOCK_BYTES):
+        for block in _blocks(answer, most - have, limits.timeout_s):
             if not have:
                 _check_magic(block, answer.headers.get("Content-Type", ""), part)
             out.write(block)
             out.flush()
             have += len(block)
             progress.show(have // 10**6)
+    if have > limits.max_bytes:
+        part.unlink()
+        raise too_large
     if not have:  # an empty file would even pass for a gzip file
         raise _TryAgain("the server sent nothing")
     if expected is not None and have < expected:
         raise _TryAgain(f"the connection ended after {have:,} of {expected:,} bytes")
+
+
+def _blocks(answer: http.client.HTTPResponse, most: int, timeout_s: float) -> Iterator[bytes]:
+    """What comes, as far as `most` bytes, and no more slowly than `_LEAST_BYTES_PER_S` within any `timeout_s`."""
+    block = bytearray()
+    began, came = time.monotonic(), 0
+    while most > 0 and (some := answer.read1(min(_BLOCK_BYTES - len(block), most))):  # what is there, not all of it
+        block += some
+        most -= len(some)
+        came += len(some)
+        if len(block) == _BLOCK_BYTES:
+            yield bytes(block)
+            block.clear()
+        waited_s = time.monotonic() - began
+        if waited_s >= timeout_s:
+            if most and came < _LEAST_BYTES_PER_S * timeout_s:
+                raise _TryAgain(f"only {came:,} bytes came within {waited_s:.0f} s")
+            began, came = time.monotonic(), 0
+    if block:
+        yield bytes(block)
 
 
 def _check_magic(block: bytes, content_type: str, part: Path) -> None:
@@ -293,12 +347,18 @@ def _check_sha256(published: str, part: Path) -> None:
         raise _GiveUp(f"what came has the SHA-256 '{actual}', published is {published}")
 
 
-def _check_gzip(part: Path) -> None:
+def _check_gzip(max_unpacked: int, part: Path) -> None:
     """Read it through: gzip's own checksum finds a cut or a flaw, where the server gave no length."""
+    unpacked = 0
     try:
         with gzip.open(part, "rb") as stream:
-            while stream.read(_BLOCK_BYTES):
-                pass
+            while block := stream.read(_BLOCK_BYTES):
+                unpacked += len(block)
+                if unpacked > max_unpacked:
+                    raise _GiveUp(
+                        f"it unpacks to more than {max_unpacked / 1e9:g} GB: if that is right, give a higher "
+                        "--max-unpacked-gb"
+                    )
     except (OSError, EOFError, zlib.error) as error:
         part.unlink(missing_ok=True)
         raise _TryAgain(f"the archive came damaged ({error})") from None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from intra_distillation_fairseq.corpus.archives import copy_members
+from intra_distillation_fairseq.corpus.archives import MAX_UNPACKED, copy_members
 from intra_distillation_fairseq.corpus.clean import read_lines
 from intra_distillation_fairseq.corpus.disk import is_full
 from intra_distillation_fairseq.corpus.oddities import Oddities, scan
@@ -37,15 +37,22 @@ class TestSet:
     texts: tuple[Path, Path] | None
     sha256: dict[str, str]
 
-    def read(self, folder: Path, replace_invalid: bool = False) -> tuple[list[Pair], dict[str, Oddities]]:
-        """Its pairs, and what is odd in each file; files of an archive are copied to `folder` first.
+    def read(
+        self, folder: Path, replace_invalid: bool = False, max_bytes: int = MAX_UNPACKED
+    ) -> tuple[list[Pair], dict[str, Oddities]]:
+        """Its pairs, and what is odd in each file.
+
+        Args:
+            folder: files of an archive are copied there first.
+            replace_invalid: put U+FFFD where the text is not UTF-8.
+            max_bytes: how much the archive may unpack to.
 
         Raises:
-            UserError: the archive is damaged, or the two sides do not have the same sentences.
+            UserError: the archive is damaged or unpacks to more, or the two sides do not have the same sentences.
         """
         files = self.texts or tuple(folder / Path(member).name for member in _MEMBERS)
         if not self.texts:
-            copy_members(self.archive, dict(zip(_MEMBERS, files)))
+            copy_members(self.archive, dict(zip(_MEMBERS, files)), max_bytes)
         names, found = tuple(map(str, files)), tuple(scan(path, replace_invalid) for path in files)
         texts = [read_lines(path, replace_invalid) for path in files]
         if self.texts:

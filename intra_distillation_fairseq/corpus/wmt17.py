@@ -67,7 +67,7 @@ def make_raw(folder: DataFolder, options: Options, text: Wmt17) -> dict[str, Any
         orig = out / "orig"
         orig.mkdir()
         lines = _extract_training_text(text, orig, options)
-        pairs, odd = text.test.read(orig, text.replace_invalid)
+        pairs, odd = text.test.read(orig, text.replace_invalid, text.max_unpacked)
         if not pairs:
             raise UserError(f"{text.test.origin} has no sentence of newstest2014: get it again")
         write_splits(pack(_TEST, pairs), orig, options.languages, (_TEST,))

@@ -26,6 +26,7 @@ from intra_distillation_fairseq.errors import UserError
 BODY = gzip.compress(random.Random(1).randbytes(2_500_000), mtime=0)
 DIGEST = hashlib.sha256(BODY).hexdigest()
 OTHER = gzip.compress(random.Random(2).randbytes(2_500_000), mtime=0)
+MOST = 4_000_000  # what a download may have here
 PAGE = b"<!DOCTYPE html><html>Sign in</html>"
 
 
@@ -63,10 +64,11 @@ class Server:
         url: of the archive.
         ways: how it answers the requests, in order; the last one again and again.
         asked: path and Range header of each request.
+        is_emptied: somebody took all of what should have no end.
     """
 
     def __init__(self, *ways: Callable[[Answer], None]):
-        self.ways, self.asked = list(ways), []
+        self.ways, self.asked, self.is_emptied = list(ways), [], False
         self.stalled = threading.Event()
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
         self.http.owner = self
@@ -140,6 +142,22 @@ def stall(answer: Answer) -> None:
     answer.server.owner.stalled.wait(60)
 
 
+def drip(answer: Answer) -> None:
+    """Half, and then a byte now and then."""
+    cut(answer)
+    while not answer.server.owner.stalled.wait(0.05):
+        answer.wfile.write(b"\0")
+
+
+def drip_from_the_start(answer: Answer) -> None:
+    answer.send_response(200)
+    answer.end_headers()
+    for byte in BODY:
+        answer.wfile.write(bytes([byte]))
+        if answer.server.owner.stalled.wait(0.05):
+            break
+
+
 def stall_at_once(answer: Answer) -> None:
     answer.server.owner.stalled.wait(60)
 
@@ -158,6 +176,35 @@ def no_length(answer: Answer) -> None:
     answer.send_header("ETag", '"1"')
     answer.end_headers()
     answer.wfile.write(BODY[: len(BODY) // 2])
+
+
+def without_end(answer: Answer) -> None:
+    answer.send_response(200)
+    answer.end_headers()
+    write_without_end(answer, BODY)
+
+
+def chunks_without_end(answer: Answer) -> None:
+    chunked(answer)
+    write_without_end(answer, b"%x\r\n%b\r\n" % (len(BODY), BODY))
+
+
+def more_than_its_length(answer: Answer) -> None:
+    """In chunks, for which the length is of no account."""
+    chunked(answer, len(BODY))
+    write_without_end(answer, b"%x\r\n%b\r\n" % (len(BODY), BODY))
+
+
+def too_long(answer: Answer) -> None:
+    answer.give(BODY, length=MOST + 1)
+
+
+def length_of_5000_digits(answer: Answer) -> None:
+    """More than Python makes a number of; the end of the connection is the end of the file."""
+    answer.send_response(200)
+    answer.send_header("Content-Length", "9" * 5000)
+    answer.end_headers()
+    answer.wfile.write(BODY)
 
 
 def nothing(answer: Answer) -> None:
@@ -200,6 +247,14 @@ def to_a_file(answer: Answer) -> None:
     answer.give(b"", 302, Location="file:///etc/passwd")
 
 
+def to_nowhere(answer: Answer) -> None:
+    answer.give(b"", 302, Location="http://[")
+
+
+def to_no_name(answer: Answer) -> None:
+    answer.give(b"", 302, Location="http://" + "a" * 70 + "/")
+
+
 def to_the_file(answer: Answer) -> None:
     good(answer) if answer.path == "/there" else answer.give(b"", 302, Location="/there")
 
@@ -208,11 +263,23 @@ def garbage(answer: Answer) -> None:
     answer.wfile.write(b"\0\1\2 no HTTP\n\n")
 
 
-def chunks_that_end(answer: Answer) -> None:
+def chunked(answer: Answer, length: int | None = None) -> None:
     answer.protocol_version = "HTTP/1.1"
     answer.send_response(200)
     answer.send_header("Transfer-Encoding", "chunked")
+    if length is not None:
+        answer.send_header("Content-Length", str(length))
     answer.end_headers()
+
+
+def write_without_end(answer: Answer, body: bytes) -> None:
+    for _ in range(20):  # far beyond what is taken, but not the whole disk where nothing stops it
+        answer.wfile.write(body)
+    answer.server.owner.is_emptied = True
+
+
+def chunks_that_end(answer: Answer) -> None:
+    chunked(answer)
     answer.wfile.write(b"100000\r\n" + BODY[:5000])
 
 
@@ -248,13 +315,20 @@ def get(request, tmp_path, waits):
 
     def run(*servers: Server) -> bytes:
         digests, path = FileDigests(tmp_path / "known.json"), tmp_path / "2014-01.tgz"
-        stalls = any(way in (stall, stall_at_once) for server in servers for way in server.ways)
-        seconds = 0.5 if stalls else 30.0
+        slow = (stall, stall_at_once, drip, drip_from_the_start)
+        seconds = 0.5 if any(way in slow for server in servers for way in server.ways) else 30.0
         if request.param == "first time":
-            fetch(tuple(server.url for server in servers), path, digests, run.said.append, timeout_s=seconds)
+            fetch(
+                tuple(server.url for server in servers),
+                path,
+                digests,
+                run.said.append,
+                timeout_s=seconds,
+                max_bytes=MOST,
+            )
         else:
             mirrors = tuple(Mirror(server.url, DIGEST) for server in servers)
-            fetch_published(mirrors, tmp_path, digests, run.said.append, timeout_s=seconds)
+            fetch_published(mirrors, tmp_path, digests, run.said.append, timeout_s=seconds, max_bytes=MOST)
         return path.read_bytes()
 
     run.said, run.has_checksum = [], request.param != "first time"
@@ -275,6 +349,7 @@ def refused(get, tmp_path: Path, *servers: Server) -> str:
 RECOVERING = [
     (cut,), (reset,), (reset_at_once,), (stall_at_once,), (stall,), (busy,), (nothing,), (garbage,),
     (chunks_that_end,), (longer,), (cut, cut, cut), (cut, busy, reset, stall), (cut, no_ranges), (cut, another_part), (cut, deaf_to_if_range),
+    (drip,), (drip_from_the_start,), (cut, length_of_5000_digits), (length_of_5000_digits,),
     (busy_till_a_date,), (to_the_file,), (reset, longer), (stall, busy, cut, reset_at_once),
 ]  # fmt: skip
 
@@ -307,6 +382,12 @@ REFUSED = [
     (nothing, "the server sent nothing, 5 times"),
     (shorter, "what came has the SHA-256|the archive came damaged"),
     (chunks_that_end, "the connection broke"),
+    (drip_from_the_start, "only [0-9,]+ bytes came within 1 s, 5 times"),
+    (without_end, "it is larger than 0.004 GB, the most that is taken"),
+    (chunks_without_end, "it is larger than 0.004 GB, the most that is taken"),
+    (too_long, "it is larger than 0.004 GB, the most that is taken"),
+    (to_nowhere, r"the server names an address that is none \(Invalid IPv6 URL\)"),
+    (to_no_name, r"the server names an address that is none \(.*label.* too long"),
 ]
 
 
@@ -364,6 +445,33 @@ def test_pauses_grow(serve, get, tmp_path, waits):
     assert waits == [2.0, 4.0, 8.0, 16.0]
 
 
+def test_nothing_is_taken_beyond_the_length(serve, get):
+    server = serve(more_than_its_length)
+    assert get(server) == BODY and len(server.asked) == 1 and not server.is_emptied
+
+
+@pytest.mark.parametrize("way", [without_end, chunks_without_end, too_long])
+def test_nothing_is_left_of_what_is_too_large(serve, get, tmp_path, way):
+    server = serve(way)
+    refused(get, tmp_path, server)
+    assert len(server.asked) == 1 and not server.is_emptied and not list(tmp_path.glob("*.part"))
+
+
+def test_what_unpacks_to_too_much_is_not_taken(serve, tmp_path):
+    """And read no further than that; with a higher limit, it does not come twice."""
+    server = serve(lambda answer: good(answer, gzip.compress(bytes(9_000_000))))
+    digests, path = FileDigests(tmp_path / "known.json"), tmp_path / "2014-01.tgz"
+    with pytest.raises(UserError) as error:
+        fetch((server.url,), path, digests, lambda line: None, max_unpacked=5_000_000)
+    assert str(error.value) == (
+        f"could not download '2014-01.tgz' ({server.url}: it unpacks to more than 0.005 GB: if that is right, give a "
+        "higher --max-unpacked-gb): get it with a browser and give --archive FILE, or give another --url"
+    )
+    assert not path.exists()
+    fetch((server.url,), path, digests, lambda line: None, max_unpacked=10_000_000)
+    assert path.exists() and len(server.asked) == 2 and server.asked[1][1] == f"bytes={path.stat().st_size}-"
+
+
 # -- through the command
 
 
@@ -373,9 +481,9 @@ def archive(tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-def prepare(server: Server, out: Path, capfd) -> tuple[int, str]:
+def prepare(server: Server, out: Path, capfd, *flags: str) -> tuple[int, str]:
     words = ["prepare-iwslt14", "--langs", "de", "--url", server.url, "--out", str(out), "--vocab-size", "60"]
-    status = main.main([*words, "--jobs", "1"])
+    status = main.main([*words, "--jobs", "1", *flags])
     return status, capfd.readouterr().err
 
 
@@ -399,3 +507,11 @@ def test_prepare_says_in_one_line_what_is_wrong(serve, tmp_path, waits, capfd, w
     assert last.startswith("intra-distillation prepare-iwslt14: error: ") and "Traceback" not in said
     assert "could not download '2014-01.tgz'" in last or "is not a whole gzip-compressed tar archive" in last
     assert not list((tmp_path / "data").rglob("manifest.json"))
+
+
+def test_prepare_takes_the_limit_for_the_download_too(serve, tmp_path, archive, capfd):
+    status, said = prepare(
+        serve(lambda answer: good(answer, archive)), tmp_path / "data", capfd, "--max-unpacked-gb", "1e-6"
+    )
+    assert status == 2
+    assert "/2014-01.tgz: it unpacks to more than 1e-06 GB: if that is right, give a higher --max-unpacked-gb)" in said

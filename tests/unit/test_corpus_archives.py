@@ -4,10 +4,13 @@ import gzip
 import io
 import random
 import re
+import subprocess
+import sys
 import tarfile
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from wit3_sample import pair_files, tgz, write_archive
@@ -20,9 +23,9 @@ from intra_distillation_fairseq.errors import UserError
 TEXT = {"training/a.de": "eins\nzwei\n", "training/a.en": "one\ntwo\nthree", "other.de": "x\n"}
 
 
-def as_zip(members: dict[str, str]) -> bytes:
+def as_zip(members: dict[str, str], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
+    with zipfile.ZipFile(buffer, "w", method) as zipped:
         for name, text in members.items():
             zipped.writestr(name, text)
     return buffer.getvalue()
@@ -196,14 +199,35 @@ def bomb_of_a_comment(size: int) -> bytes:
 
 def sparse_bomb(size: int) -> bytes:
     """A file of `size` bytes, all of them holes, in a block of the archive."""
-    info = tarfile.TarInfo("training/a.de")
-    info.type = tarfile.GNUTYPE_SPARSE
-    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    header[386:410] = b"%011o\0%011o\0" % (size, 0)
-    header[483:495] = b"%011o\0" % size
-    header[148:156] = b"        "
-    header[148:156] = b"%06o\0 " % sum(header)
-    return gzip.compress(bytes(header) + members(*GOOD)[:0] + bytes(1024))
+    return gzip.compress(sparse("training/a.de", size, 0) + bytes(1024))
+
+
+def header(name: str, kind: bytes, size: int, **fields: bytes) -> bytes:
+    """A block that says anything; fields by their place, such as at_483=b"..."."""
+    block = bytearray(special(name, kind).tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    for place, value in fields.items():
+        start = int(place.removeprefix("at_"))
+        block[start : start + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def sparse(name: str, size: int, packed: int, more: bool = False) -> bytes:
+    """The header of a file of holes: `size` bytes, of which the archive has `packed`; with more blocks of holes or not."""
+    places = b"%011o\0%011o\0" % (size, 0)
+    return header(name, tarfile.GNUTYPE_SPARSE, packed, at_386=places, at_482=b"%c%011o\0" % (more, size))
+
+
+def pax(records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A member of no bytes with a header of records before its own."""
+    return header("pax", kind, len(records)) + records + bytes(-len(records) % 512) + header("x", tarfile.REGTYPE, 0)
+
+
+def keywords(number: int, last: int = 0) -> bytes:
+    """Records that tarfile takes for as many keywords, each of which goes to the end of them all."""
+    return b"2 " * number + b"%d=" % last
 
 
 @pytest.mark.parametrize("pack", [bomb, zip_bomb, unwanted_bomb])
@@ -238,6 +262,123 @@ def test_a_file_of_holes_is_refused(tmp_path, wanted):
     (tmp_path / "a").write_bytes(sparse_bomb(8**10))
     with pytest.raises(UserError, match="is no plain file"):
         copy_members(tmp_path / "a", wanted)
+
+
+START = header("first", tarfile.REGTYPE, 0)
+ENDLESS = {
+    "member": header("x", tarfile.REGTYPE, -512),
+    "file of holes": sparse("x", 100, -512),
+    "pax size": pax(b"13 size=-512\n"),
+}
+FLOODS = {  # archive -> why it is refused
+    "members": (lambda: START * 40_000, "more headers than any archive of texts"),
+    "names": (lambda: (header("n", b"L", 9216) + b"n" * 9216 + START) * 2000, "more headers than any archive of texts"),
+    "digits": (lambda: START + pax(b"1" * 1_000_000), "a header larger than any name"),
+    "keywords": (lambda: START + pax(keywords(50_000)), "a header larger than any name"),
+    "chain of keywords": (lambda: START + 9 * pax(keywords(4000))[:-512] + START, "a header larger than any name"),
+    "holes": (lambda: START + sparse("x", 1, 0, more=True) + HOLES * 100_000, "a header larger than any name"),
+    "keywords for all": (lambda: b"".join(pax(keywords(7000, n), b"g") for n in range(6)), "has no 'training/a.de'"),
+}
+HOLES = b"1" * 504 + b"\1" * 8  # 21 of them, and there are more
+IN_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+sys.argv[0] = "intra-distillation"  # which does not import torch
+from intra_distillation_fairseq.corpus import archives, wit3
+from intra_distillation_fairseq.errors import UserError
+
+corpus, archive, out, room = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+try:
+    if corpus == "wmt17":
+        archives.copy_members(archive, {"training/a.de": out / "de"}, max_bytes=70_000_000)
+    else:
+        wit3.extract_pair(archive, "de", out)
+except UserError as error:
+    print(error)
+"""
+
+
+def refused_in_little_memory(tmp_path: Path, corpus: str, content: bytes, room: int) -> str:
+    """What a process says that may have only `room` bytes more than at its start, and has a minute."""
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "out").mkdir(exist_ok=True)
+    words = [sys.executable, "-c", IN_LITTLE_MEMORY, corpus, str(tmp_path / "a"), str(tmp_path / "out"), str(room)]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert not list((tmp_path / "out").iterdir())
+    return said
+
+
+@pytest.mark.parametrize("corpus", ["wmt17", "iwslt14"])
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_an_archive_that_goes_back_to_its_start_is_refused(tmp_path, corpus, kind):
+    content = gzip.compress(START + ENDLESS[kind] + bytes(10240))
+    said = refused_in_little_memory(tmp_path, corpus, content, 32 << 20)
+    assert "(its members lie over each other): check the path, or get it again" in said
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_headers_fill_neither_memory_nor_time(tmp_path, kind):
+    headers, reason = FLOODS[kind]
+    content = gzip.compress(headers() + bytes(10240))
+    assert len(content) < 200_000
+    assert reason in refused_in_little_memory(tmp_path, "wmt17", content, 140 << 20)
+
+
+def test_members_are_forgotten():
+    with archives.open_tgz(io.BytesIO(gzip.compress(START * 50 + bytes(1024))), 10**6, "a") as tar:
+        assert [len(tar.members) for _ in tar] == [0] * 50
+
+
+@pytest.mark.parametrize(("method", "name"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "lzma")])
+def test_a_zip_that_is_unpacked_at_once_is_refused(tmp_path, method, name):
+    """zipfile unpacks a whole block of such a member, whatever is asked for."""
+    content = as_zip({"training/a.de": "\0" * 40_000_000}, method)
+    assert len(content) < 10_000
+    assert refused_in_little_memory(tmp_path, "wmt17", content, 32 << 20) == (
+        f"'training/a.de' in '{tmp_path / 'a'}' is packed with {name}: pack it again with deflate, or get the archive "
+        "elsewhere\n"
+    )
+
+
+@pytest.mark.parametrize(("method", "name"), [(9, "deflate64"), (97, "wavpack"), (77, "method 77")])
+def test_a_zip_of_another_method_is_refused(tmp_path, wanted, method, name):
+    content = bytearray(as_zip({"training/a.de": "eins"}, zipfile.ZIP_STORED))
+    content[8] = content[content.index(b"PK\1\2") + 10] = method
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(UserError, match=f"'training/a.de' in '.*/a' is packed with {name}: pack it again with deflate"):
+        copy_members(tmp_path / "a", wanted)
+
+
+@pytest.mark.parametrize("pack", [bomb, zip_bomb, unwanted_bomb])
+def test_a_bomb_does_not_fill_the_memory(tmp_path, pack):
+    assert "unpacks to more than" in refused_in_little_memory(tmp_path, "wmt17", pack(80_000_000), 32 << 20)
+
+
+@pytest.mark.parametrize(("size", "megabytes"), [(300, [1, 1]), (2_300_000, [3, 3])])
+def test_progress_of_small_archives(tmp_path, wanted, monkeypatch, size, megabytes):
+    """From the megabytes of the archive, rounded up, and no more than these."""
+    seen = []
+
+    class Shown:
+        def __init__(self, label, total, unit):
+            assert (label, unit) == ("unpack a", "MB")
+            seen.append(total)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def show(self, done):
+            seen.append(done)
+
+    monkeypatch.setattr(archives, "Progress", Shown)
+    (tmp_path / "a").write_bytes(members(("else", random.Random(1).randbytes(size)), *GOOD))
+    copy_members(tmp_path / "a", wanted)
+    assert [seen[0], seen[-1]] == megabytes and max(seen) == seen[0]
 
 
 def test_an_archive_in_an_archive_is_limited_too(tmp_path):

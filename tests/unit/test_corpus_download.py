@@ -205,7 +205,7 @@ def test_checksum_holds_from_the_first_time_on(server, get, tmp_path):
     assert get(server.url) == ARCHIVE
 
 
-@pytest.mark.parametrize("url", ["somewhere", "gopher://x", "https://x/a b", "https://x/ü"])
+@pytest.mark.parametrize("url", ["somewhere", "gopher://x", "https://x/a b", "https://x/ü", "https://[x"])
 def test_bad_address(get, url):
     with pytest.raises(UserError) as error:
         get(url)

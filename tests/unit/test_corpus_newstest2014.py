@@ -6,10 +6,12 @@ import re
 import pytest
 from wit3_sample import tgz
 
+from intra_distillation_fairseq.cli import main
 from intra_distillation_fairseq.corpus import newstest2014
 from intra_distillation_fairseq.corpus.clean import read_lines
 from intra_distillation_fairseq.corpus.oddities import Oddities
 from intra_distillation_fairseq.corpus.stages import FileDigests
+from intra_distillation_fairseq.corpus.wmt17_archives import ARCHIVES
 from intra_distillation_fairseq.errors import UserError
 
 SGM = (
@@ -64,6 +66,20 @@ def test_sides_of_different_length(tmp_path, digests):
     test = newstest2014.from_archive(tmp_path / "test-full.tgz", digests, accept_other=True)
     with pytest.raises(UserError, match=r"-src\.en\.sgm' has 3 lines and '.*-ref\.de\.sgm' has 2: a parallel text"):
         test.read(tmp_path)
+
+
+def test_the_limit_is_for_its_archive_too(tmp_path, capsys):
+    for archive in ARCHIVES:
+        text = {f"{archive.inner}.{lang}": "x\n" for lang in ("de", "en")}
+        (tmp_path / archive.mirrors[0].name).write_bytes(tgz(text))
+    (tmp_path / "test-full.tgz").write_bytes(tgz(dict.fromkeys(MEMBERS, "\n" * 2_000_000)))
+    words = ["prepare-wmt17", "--archives", str(tmp_path), "--accept-other-archives", "--out", str(tmp_path / "out")]
+    assert main.main([*words, "--jobs", "1", "--max-unpacked-gb", "0.001"]) == 2
+    last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+    assert f"'{tmp_path / 'test-full.tgz'}', at '" in last or f"'{tmp_path / 'test-full.tgz'}' unpacks" in last
+    assert last.endswith(
+        "unpacks to more than 0.001 GB: if that is right, give a higher --max-unpacked-gb; else get it again"
+    )
 
 
 class Dataset:
