@@ -10,6 +10,7 @@ from intra_distillation_fairseq.compat.checkpoints import (
     allow_fairseq_checkpoints,
     refuse_strangers_checkpoints,
 )
+from intra_distillation_fairseq.compat.master_weights import keep_count_of_loss_scale, keep_master_weights
 from intra_distillation_fairseq.compat.messages import end_with_one_line
 from intra_distillation_fairseq.compat.overflow import let_updates_be_skipped
 from intra_distillation_fairseq.compat.precision import let_bf16_mean_bf16
@@ -34,6 +35,8 @@ def install() -> None:
     write_checkpoints_whole()
     copy_checkpoints_atomically()
     let_no_bad_validation_be_best()
+    keep_master_weights()
+    keep_count_of_loss_scale()
     go_on_from_newest_whole_checkpoint()
     stop_when_asked()
     pass_signals_on()

@@ -31,8 +31,8 @@ TEACHING = (
     "--encoder-layers 2 --decoder-layers 2"
 ).split()
 UPDATES = 24
-# 4 batches make an epoch of the tiny corpus. Together: each pass mode, optimizer, architecture, criterion, number
-# of workers, update frequency and kind of checkpoint.
+# 4 batches make an epoch of the tiny corpus. Together: each pass mode, optimizer, architecture, criterion, precision,
+# number of workers, update frequency and kind of checkpoint.
 RUNS = {
     "stacked": [*ID, *ADAM, "--id-pass-mode", "stacked", "--save-interval-updates", 3],
     "sequential": [*ID, *ADAM, "--id-pass-mode", "sequential", "--update-freq", 2, "--num-workers", 1],
@@ -46,6 +46,15 @@ RUNS = {
         *(*ID, *SAGE, "--arch", "switch_transformer_small", "--id-pass-mode", "recompute", "--num-workers", 1),
     ],
     "self-teaching": [*TEACHING, *ADAM, "--num-workers", 1, "--save-interval-updates", 5],
+    "bf16": [
+        *(*ID, *ADAM, "--arch", "switch_transformer_small", "--bf16", "--id-pass-mode", "stacked"),
+        *("--save-interval-updates", 3),
+    ],
+    # The loss scale overflows at first, and then again whenever it has grown.
+    "fp16": [
+        *(*ID, *SAGE, "--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 65536, "--fp16-scale-window", 5),
+        *("--id-pass-mode", "recompute", "--save-interval-updates", 4),
+    ],
 }  # fmt: skip
 # Of the steps of writing a checkpoint (os.fsync, os.replace and os.fsync for each file), the one to be killed before.
 STEPS = range(1, 28)
@@ -144,7 +153,7 @@ def test_interrupted_trainings_equal_undisturbed_ones(tiny_data, tmp_path, undis
         save_dir = tmp_path / str(attempt)
         # The kinds in another order each time.
         kinds = rng.sample(["update", "update", "asked", "saving"], 4) if full else ["update", "saving", "asked"]
-        reached = 0
+        reached, before = 0, interrupted
         for kind in kinds:
             if kind == "saving":
                 done = start(tiny_data, save_dir, *flags, before=partial(die_in_a_save, rng.choice(STEPS))).wait()
@@ -156,7 +165,6 @@ def test_interrupted_trainings_equal_undisturbed_ones(tiny_data, tmp_path, undis
                     stopped_at = int(re.findall(r"stopped at update (\d+) by SIG\w+, saved", done.stdout)[0])
                     assert updates_of(save_dir / "checkpoint_last.pt") == stopped_at
             assert done.returncode in (0, -signal.SIGKILL, stopping.STATUS), done.stderr[-3000:]
-            assert done.returncode != 0 or kind == "saving"  # the step of a save may be one that it does not come to
             interrupted += done.returncode != 0
             reached = max([reached, *map(int, re.findall(r'"num_updates": "(\d+)"', done.stdout))])
             reached = min(reached, UPDATES - 2)
@@ -165,7 +173,7 @@ def test_interrupted_trainings_equal_undisturbed_ones(tiny_data, tmp_path, undis
         assert_same(save_dir, undisturbed(name))
         assert not list(save_dir.glob("*.tmp"))
         shutil.rmtree(save_dir)
-    assert interrupted
+        assert interrupted > before  # not each time: one may end before it is killed
     record_property("kills survived", interrupted)
 
 
