@@ -31,6 +31,9 @@ class CheckpointFacts:
     valid_loss: float | None
 
 
+_LONGEST_CAUSE = 200  # characters
+
+
 class RefusedCheckpoint(UserError, pickle.UnpicklingError):
     """A checkpoint that was not loaded, and why."""
 
@@ -64,6 +67,17 @@ def refusal(error: Exception, path: Path | str) -> RefusedCheckpoint | None:
             "(to train on from it: --continue-once)"
         )
     return None
+
+
+def unreadable(error: Exception, path: Path | str) -> RefusedCheckpoint:
+    """What to raise for an error that `refusal` knows nothing about."""
+    return RefusedCheckpoint(f"checkpoint '{path}' cannot be read ({cause(error)}): is it made by fairseq?")
+
+
+def cause(error: Exception) -> str:
+    """An error in one line; fairseq puts whole configurations into some."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _LONGEST_CAUSE else f"{text[:_LONGEST_CAUSE]}..."
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -124,10 +138,7 @@ def read(path: Path) -> dict[Any, Any]:
         refused = refusal(error, path)
         if refused is None and isinstance(error, OSError):
             raise
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise refused or RefusedCheckpoint(
-            f"checkpoint '{path}' cannot be read ({reason}): is it made by fairseq?"
-        ) from None
+        raise refused or unreadable(error, path) from None
 
 
 def _allow_fairseq_types() -> None:

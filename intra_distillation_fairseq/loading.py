@@ -113,6 +113,9 @@ class Loaded:
 _GENERATION = {"max_len_a": 0, "max_len_b": 200, "min_len": 1, "nbest": 1, "print_alignment": None}
 
 
+_SIGNS_OF_OTHER_PARAMETERS = ("size mismatch for", "Missing key(s)")  # torch's words, in the second line
+
+
 def load(
     run_dir: str | Path,
     checkpoint: str = "best",
@@ -136,18 +139,21 @@ def load(
     record = RunFolder(path.parent).read() or RunFolder(path.resolve().parent).read()  # a link into a run folder
     prepared, binarised = _find_data(data, record)
     overrides = {"data": str(binarised)} if binarised else {}
-    whole = checkpoints.load(path)
-    if not (whole.get("cfg") or whole.get("args")) or not whole.get("optimizer_history"):
-        raise UserError(f"'{path}' is not a fairseq checkpoint: it has no configuration ('cfg') or no history")
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)  # vetted, as compat has it
+    if not (state.get("cfg") or state.get("args")):
+        raise UserError(f"'{path}' is not a fairseq checkpoint: it has no configuration ('cfg')")
     if not binarised:
         _check_known_data(state, path)
     try:
         models, config, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
-    except RuntimeError as error:
-        if "size mismatch" not in str(error) and "Missing key" not in str(error):
-            raise
-        reason = " ".join(str(error).split("\n")[1].split())
+    except UserError:
+        raise
+    except Exception as error:  # fairseq raises many kinds for a configuration that it did not write
+        if not any(sign in str(error) for sign in _SIGNS_OF_OTHER_PARAMETERS):
+            raise UserError(
+                f"'{path}' cannot be opened ({checkpoints.cause(error)}): is it made by fairseq?"
+            ) from error
+        reason = " ".join(str(error).partition("\n")[2].partition("\n")[0].split())
         raise UserError(
             f"the parameters of '{path}' do not fit the dictionaries of '{binarised}' or its own configuration "
             f"({reason}): give the data folder that it was trained on"

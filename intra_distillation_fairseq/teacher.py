@@ -38,9 +38,16 @@ class Teacher:
     """
 
     def __init__(self, checkpoint: Path, task: FairseqTask):
-        state, config = _read(checkpoint)
-        _check_dictionaries(checkpoint, config.task, task)
-        self.model = _build(checkpoint, state["model"], config.model, task).eval().requires_grad_(False)
+        try:
+            state, config = _read(checkpoint)
+            _check_dictionaries(checkpoint, config.task, task)
+            self.model = _build(checkpoint, state["model"], config.model, task).eval().requires_grad_(False)
+        except UserError:
+            raise
+        except Exception as error:  # fairseq raises many kinds for a configuration that it did not write
+            raise UserError(
+                f"--teacher '{checkpoint}' cannot be opened ({checkpoints.cause(error)}): is it made by fairseq?"
+            ) from error
 
     def logits(self, net_input: Mapping[str, Any], student: nn.Module) -> Tensor:
         """What the teacher says about a batch, given the reference's beginning as the student is. No gradient.
@@ -62,8 +69,7 @@ def _read(path: Path) -> tuple[dict[str, Any], DictConfig]:
     if path.is_dir():
         raise UserError(f"--teacher '{path}' is a folder: give a checkpoint in it, as in {path / 'checkpoint_best.pt'}")
     try:
-        checkpoints.load(path)  # says in one line what is wrong with the file
-        state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(path))  # vetted, as compat has it
     except UserError as error:
         raise UserError(f"--teacher: {error}") from None
     config = convert_namespace_to_omegaconf(state["args"]) if state.get("args") else state.get("cfg")

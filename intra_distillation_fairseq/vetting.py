@@ -1,51 +1,46 @@
 """Tells whether a checkpoint file holds only what fairseq writes: before it is loaded, and once it is.
 
-Before: what the instructions of its pickles name, and its strings (the text of a pickle is only read here, not run).
-After: the types, sizes and depth of its values, and settings that fairseq would evaluate as Python. In between, torch's
-safe loader builds the values; by itself it would also take types that fairseq never writes, and know no sizes.
+Before: what its pickles name, how much they stand for, and their texts (a pickle is only read here, not run). After:
+the types of its values, the sizes of its tensors, its settings. In between, torch's safe loader builds the values; by
+itself it would also take types that fairseq never writes, and know no sizes.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import collections
-import pickle
-import pickletools
-import re
 import typing
 from collections.abc import Iterator
-from io import BufferedIOBase, BytesIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import omegaconf
 import torch
-from torch._utils import IMPORT_MAPPING, NAME_MAPPING
+
+from intra_distillation_fairseq import pickle_tree, settings_vetting
+from intra_distillation_fairseq.pickle_tree import Name, Node, Unwanted
 
 _DTYPES = (
     "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128".split()
 )  # those of fairseq's tensors, with room for complex ones
 _STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble".split()
 
-# What the pickles of fairseq's checkpoints name. torch's safe loader allows more by itself: bytearray and storages of
+# What the pickles of fairseq's checkpoints call. torch's safe loader allows more by itself: bytearray and storages of
 # any size, sparse, quantised and wrapped tensors.
-ALLOWED_GLOBALS = frozenset(
+_CALLED = frozenset(
     [
         "argparse.Namespace",
         "collections.OrderedDict",
         "torch._utils._rebuild_tensor",
         "torch._utils._rebuild_tensor_v2",
         "torch._utils._rebuild_parameter",
-        *(f"torch.{name}Storage" for name in _STORAGES),
-        *(f"torch.{name}" for name in _DTYPES),
         "torch.Size",
         "torch.device",
         "_codecs.encode",  # bytes, in the pickles that torch writes
         "builtins.set",
         # Counts of BLEU and numbers computed by numpy, whose name of the module is not that of every version.
-        "numpy.ndarray",
         "numpy.dtype",
         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
         # The configuration as fairseq 1.0.0a wrote it.
@@ -54,37 +49,30 @@ ALLOWED_GLOBALS = frozenset(
         "omegaconf.nodes.AnyNode",
         "omegaconf.base.ContainerMetadata",
         "omegaconf.base.Metadata",
-        "typing.Any",
         "collections.defaultdict",
-        "builtins.dict",
-        "builtins.list",
-        "builtins.int",
     ]
 )  # fmt: skip
+# What they name as a value, and never call.
+_NAMED = frozenset(
+    [
+        *(f"torch.{name}Storage" for name in _STORAGES),
+        *(f"torch.{name}" for name in _DTYPES),
+        *("numpy.ndarray", "typing.Any", "builtins.dict", "builtins.list", "builtins.int"),
+    ]
+)
+ALLOWED_GLOBALS = _CALLED | _NAMED
 
-# Instructions of pickles that name or build an object in a way torch does not write.
-_FORBIDDEN_INSTRUCTIONS = frozenset("STACK_GLOBAL INST OBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID NEXT_BUFFER".split())
-
-_REFERENCE = re.compile(r"\$\{[.\w]*\}")  # to another setting: fairseq 1.0.0a wrote some; no resolver, nothing nested
-_MOST_VALUES = 1_000_000
+_MOST_VALUES = 2_000_000  # a tensor is some twenty of them, with its shape and where it lies
+_CHARACTERS_PER_VALUE = 100
 _DEEPEST = 50
+_TOO_DEEP = f"its values are nested more than {_DEEPEST} deep"
 _MOST_BYTES_PER_FILE_BYTE = 64  # parameters may be shared: one storage, several names
 
-_PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.device, torch.dtype}
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.device, torch.dtype)
 _NODES = (omegaconf.DictConfig, omegaconf.ListConfig, omegaconf.nodes.AnyNode)
 _METADATA = (omegaconf.base.ContainerMetadata, omegaconf.base.Metadata)
 _TYPES_OF_NODES = (typing.Any, dict, list, int)
-
-# Settings that are names of files and folders or texts, which fairseq does not evaluate.
-_TEXTS = frozenset(
-    "data save_dir restore_file finetune_from_model continue_once path results_path tensorboard_logdir log_file "
-    "wandb_project aim_repo user_dir input teacher".split()
-)
-_OPERATIONS = (ast.Call, ast.Lambda, ast.NamedExpr, ast.JoinedStr, ast.comprehension, ast.Await, ast.Yield, ast.Pow)
-
-
-class Unwanted(pickle.UnpicklingError):
-    """What is wrong with a file, as the end of the sentence "checkpoint '...' was not loaded: ..."."""
+_KINDS_OF_NODES = tuple(f"{node.__module__}.{node.__qualname__}" for node in _NODES)
 
 
 def check_file(path: Path) -> bool:
@@ -93,16 +81,17 @@ def check_file(path: Path) -> bool:
     Returns:
         Whether it has today's format, a zip archive, which alone can be mapped.
     Raises:
-        Unwanted: its pickles name something that fairseq does not write, or hold the call of a resolver.
+        Unwanted: its pickles name something that fairseq does not write, stand for more than a checkpoint can hold, or
+            have texts that omegaconf would take for a call.
         EOFError: it ends too early.
     """
     with open(path, "rb") as file:
         if file.read(4) == b"PK\3\4":
-            _check_pickle(BytesIO(_pickle_of_zip(path)))
+            _Scales().check(pickle_tree.read(BytesIO(_pickle_of_zip(path)), ALLOWED_GLOBALS))
             return True
         file.seek(0)
         for _ in range(5):  # torch's old format: magic number, version, machine, the values, the keys of the storages
-            _check_pickle(file)
+            _Scales().check(pickle_tree.read(file, ALLOWED_GLOBALS))
         return False
 
 
@@ -116,106 +105,118 @@ def _pickle_of_zip(path: Path) -> bytes:
     return reader.get_record("data.pkl")
 
 
-def _check_pickle(file: BufferedIOBase) -> None:
-    instructions = pickletools.genops(file)
-    while True:
-        try:
-            operation, argument, _ = next(instructions)
-        except StopIteration:
+class _Scales:
+    """Counts what a pickle stands for as if nothing were shared, which is the most that its calls can copy."""
+
+    def __init__(self) -> None:
+        self._measures: dict[int, tuple[int, int] | None] = {}  # of a node: values, depth; of one under way: None
+        self._parents: list[Node] = []
+
+    def check(self, tree: Any) -> None:
+        """Refuse a tree that stands for too much, or holds what fairseq does not write."""
+        self._measure(tree, 0)
+        if any(id(parent) not in self._measures for parent in self._parents):
+            raise Unwanted("a part of a configuration belongs to something else")
+
+    def _measure(self, value: Any, above: int) -> tuple[int, int]:
+        """How many values it is, and how deep they are nested; `above`: in how many it is nested itself."""
+        if isinstance(value, Name):
+            if value not in _NAMED:
+                raise Unwanted(f"it holds {value}")
+            return 1, 0
+        if isinstance(value, str):
+            settings_vetting.check_references(value)
+            return 1 + len(value) // _CHARACTERS_PER_VALUE, 0
+        if not isinstance(value, Node):
+            return 1, 0
+        if id(value) not in self._measures:
+            if above > _DEEPEST:
+                raise Unwanted(_TOO_DEEP)
+            self._measures[id(value)] = None
+            count, depth = 1, 0
+            for part in self._parts(value):
+                count_of_part, depth_of_part = self._measure(part, above + 1)
+                count, depth = count + count_of_part, max(depth, depth_of_part)
+                if count > _MOST_VALUES:
+                    raise Unwanted(f"it stands for more than {_MOST_VALUES:,} values")
+            self._measures[id(value)] = count, depth + 1
+        measured = self._measures[id(value)]
+        if measured is None:
+            raise Unwanted("a value holds itself")
+        if above + measured[1] > _DEEPEST:  # where it is held a second time
+            raise Unwanted(_TOO_DEEP)
+        return measured
+
+    def _parts(self, node: Node) -> Iterator[Any]:
+        """What is built to build a node; in configurations of omegaconf each node also points to the one above it."""
+        if node.kind in _KINDS_OF_NODES:
+            for state in node.parts[1:]:
+                if getattr(state, "kind", "") != "dict":
+                    raise Unwanted(f"it holds a {node.kind} that is none")
+                for key, held in zip(state.parts[::2], state.parts[1::2]):
+                    if key == "_parent" and isinstance(held, Node):
+                        self._parents.append(held)
+                    else:
+                        yield from (key, held)
             return
-        except ValueError as error:
-            cut = ("not enough data", "pickle exhausted", "no newline found", "expected ")
-            raise (
-                EOFError if str(error).startswith(cut) else Unwanted("its content is not that of a checkpoint")
-            ) from None
-        if operation.name == "GLOBAL":
-            name = _today(*argument.split(" ", 1))
-            if name not in ALLOWED_GLOBALS:
-                raise Unwanted(f"it holds {name}")
-        if operation.name in _FORBIDDEN_INSTRUCTIONS:
-            raise Unwanted(f"it holds the instruction {operation.name}")
-        if isinstance(argument, (str, bytes)):
-            _check_interpolations(argument if isinstance(argument, str) else argument.decode("latin-1"))
-
-
-def _today(module: str, name: str) -> str:
-    """Pickles of torch hold the names of Python 2, which its loader translates."""
-    if (module, name) in NAME_MAPPING:
-        return ".".join(NAME_MAPPING[module, name])
-    return f"{IMPORT_MAPPING.get(module, module)}.{name}"
-
-
-def _check_interpolations(text: str) -> None:
-    if "${" in text and "${" in _REFERENCE.sub("", text):
-        raise Unwanted(f"it holds {_short(text)}, which would call a resolver of omegaconf")
+        if isinstance(node.kind, Name):
+            if node.kind not in _CALLED:
+                raise Unwanted(f"it calls {node.kind}")
+            if node.kind == "_codecs.encode" and node.parts[0].parts[1:] != ["latin1"]:
+                raise Unwanted("it holds bytes in an encoding that torch does not use")  # some unpack
+        yield from node.parts
 
 
 def check_values(state: Any, file_bytes: int) -> None:
-    """Check what was loaded from a file.
+    """Check what was loaded from a file that has passed `check_file`.
 
     Args:
         state: as torch's safe loader gives it.
         file_bytes: the file's size.
     Raises:
-        Unwanted: types, tensors or settings that fairseq's checkpoints do not hold, or more values than a file of this
-            size can mean.
+        Unwanted: types, tensors or settings that fairseq's checkpoints do not hold, or larger tensors than a file of
+            this size can mean.
     """
-    weigher = _Weigher()
-    weigher.weigh(state)
-    if weigher.tensor_bytes > _MOST_BYTES_PER_FILE_BYTE * file_bytes:
-        raise Unwanted(f"its {file_bytes:,} bytes stand for tensors of {weigher.tensor_bytes:,} bytes")
-    if isinstance(state, dict):
-        for part in ("cfg", "args"):
-            _check_settings(part, state.get(part))
+    if type(state) is not dict:
+        raise Unwanted(f"it is a {type(state).__name__}, not a dict")
+    tensor_bytes = sum(_tensor_bytes(tensor) for tensor in _tensors(state))
+    if tensor_bytes > _MOST_BYTES_PER_FILE_BYTE * file_bytes:
+        raise Unwanted(f"its {file_bytes:,} bytes stand for tensors of {tensor_bytes:,} bytes")
+    settings_vetting.check(state)
 
 
-class _Weigher:
-    """Counts values as if nothing were shared, which is how many a copy of them would have."""
-
-    def __init__(self) -> None:
-        self.tensor_bytes = 0
-        self._counts: dict[int, int | None] = {}  # of what is being counted: None
-
-    def weigh(self, value: Any, depth: int = 0) -> int:
-        if type(value) in _PLAIN or isinstance(value, np.generic):
-            return 1
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    """Every tensor, for each of its names, on the way through all values."""
+    left, seen = [state], set()
+    while left:
+        value = left.pop()
         if isinstance(value, torch.Tensor):
-            self._check_tensor(value)
-            return 1
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-            return 1
-        if depth > _DEEPEST:
-            raise Unwanted(f"its values are nested more than {_DEEPEST} deep")
-        if id(value) in self._counts:
-            count = self._counts[id(value)]
-            if count is None:
-                raise Unwanted("a value holds itself")
-            return count
-        self._counts[id(value)] = None
-        count = 1 + sum(self.weigh(part, depth + 1) for part in _parts(value))
-        if count > _MOST_VALUES:
-            raise Unwanted(f"it stands for more than {_MOST_VALUES:,} values")
-        self._counts[id(value)] = count
-        return count
-
-    def _check_tensor(self, tensor: torch.Tensor) -> None:
-        if (
-            type(tensor) not in (torch.Tensor, torch.nn.Parameter)
-            or tensor.layout is not torch.strided
-            or tensor.device.type != "cpu"
-            or tensor.is_quantized
-        ):
-            raise Unwanted(f"it holds a tensor of the kind {type(tensor).__name__}, {tensor.layout}, {tensor.device}")
-        declared = tensor.numel() * tensor.element_size()
-        if declared > tensor.untyped_storage().nbytes():
-            raise Unwanted(
-                f"it holds a tensor of the shape {tuple(tensor.shape)} with only "
-                f"{tensor.untyped_storage().nbytes():,} bytes behind it"
-            )
-        self.tensor_bytes += declared
+            yield value
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            pass
+        elif not (type(value) in _PLAIN or isinstance(value, np.generic)) and id(value) not in seen:
+            seen.add(id(value))
+            left.extend(_held(value))
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def _tensor_bytes(tensor: torch.Tensor) -> int:
+    if (
+        type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+        or tensor.layout is not torch.strided
+        or tensor.device.type != "cpu"
+        or tensor.is_quantized
+    ):
+        raise Unwanted(f"it holds a tensor of the kind {type(tensor).__name__}, {tensor.layout}, {tensor.device}")
+    declared = tensor.numel() * tensor.element_size()
+    if declared > tensor.untyped_storage().nbytes():
+        raise Unwanted(
+            f"it holds a tensor of the shape {tuple(tensor.shape)} with only "
+            f"{tensor.untyped_storage().nbytes():,} bytes behind it"
+        )
+    return declared
+
+
+def _held(value: Any) -> Iterator[Any]:
     """The values in a container."""
     kind = type(value)
     if kind in (list, tuple, set):
@@ -227,51 +228,10 @@ def _parts(value: Any) -> Iterator[Any]:
             yield key
             yield held
         yield from getattr(value, "__dict__", {}).values()  # as `_metadata` of a state_dict
-    elif kind is argparse.Namespace:
+    elif kind in (argparse.Namespace, *_NODES):
         yield from vars(value).values()
-    elif kind in _NODES:
-        # Its parent is what it was reached from, or is never looked at by fairseq.
-        yield from (held for name, held in vars(value).items() if name != "_parent")
     elif kind in _METADATA:
         yield from (held for held in vars(value).values() if held not in _TYPES_OF_NODES)
     else:
         what = value.__name__ if isinstance(value, type) or callable(value) else kind.__name__
         raise Unwanted(f"it holds {what}")
-
-
-def _check_settings(name: str, value: Any) -> None:
-    """Refuse a setting that would run code: fairseq evaluates some as Python, as --adaptive-softmax-cutoff."""
-    if isinstance(value, omegaconf.nodes.AnyNode):
-        value = value._val
-    elif isinstance(value, (omegaconf.DictConfig, omegaconf.ListConfig)):
-        value = value._content
-    elif isinstance(value, argparse.Namespace):
-        value = vars(value)
-    if isinstance(value, str) and name not in _TEXTS and _is_code(value):
-        raise Unwanted(f"its setting {name} is code: {_short(value)}")
-    if isinstance(value, dict):
-        if "_target_" in value:
-            raise Unwanted(f"its setting {name} asks to build {_short(str(value['_target_']))}")
-        for key, held in value.items():
-            _check_settings(str(key), held)
-    elif isinstance(value, (list, tuple, set)):
-        for held in value:
-            _check_settings(name, held)
-
-
-def _is_code(text: str) -> bool:
-    """Whether a text is an expression of Python that does anything: numbers, tuples, sums and products do not."""
-    if text.isidentifier():
-        return False
-    try:
-        tree = ast.parse(text.lstrip(" \t"), mode="eval")
-        return any(isinstance(node, _OPERATIONS) for node in ast.walk(tree))
-    except (SyntaxError, ValueError):
-        return False  # nor could fairseq evaluate it
-    except (RecursionError, MemoryError):
-        return True
-
-
-def _short(text: str) -> str:
-    shown = ascii(text)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -201,7 +201,7 @@ def _writer_of_pickle(name: str, zipped: bool) -> Writer:
         mark = "the place of the payload"
         state["extra_state"]["x"] = mark
         _save(state, path, zipped)
-        content = _raw(marker)[name]
+        content = {**_raw(marker), **_AMPLIFIED}[name]
         old = _text(mark)
         if not zipped:
             path.write_bytes(path.read_bytes().replace(old, content))
@@ -209,6 +209,46 @@ def _writer_of_pickle(name: str, zipped: bool) -> Writer:
         _change_zip(path, lambda pickled: pickled.replace(old, content))
 
     return write
+
+
+# -- pickles that copy what they hold, for a few bytes each time
+
+_REMEMBER, _RECALL = b"r\x00\x00\x10\x00", b"j\x00\x00\x10\x00"
+
+
+def _copying(first: bytes, copy: bytes, times: int = 2000) -> bytes:
+    """A list of `first`, and of many times `copy`, in which %b recalls it."""
+    return b"](" + first + _REMEMBER + copy.replace(b"%b", _RECALL) * times + b"e"
+
+
+def _amplified() -> dict[str, bytes]:
+    """Instructions that leave one value on the stack: gigabytes, or one that takes for ever to make."""
+    text, latin1 = _text("A" * 300_000), _text("latin1")
+    nones, ones = b"](" + b"N" * 100_000 + b"e", b"](" + b"K\x01" * 100_000 + b"e"
+    pairs = b"}(" + b"".join(_text(f"{number:04}") + b"N" for number in range(4000)) + b"u"
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + _text("b") + b"\x87R(K\x01J"
+        + struct.pack("<i", 300_000 // 8) + b"\x85cnumpy\ndtype\n" + _text("f8") + b"\x89\x88\x87R(K\x03"
+        + _text(">") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89%btb"
+    )  # fmt: skip
+    return {
+        "copies of a text": _copying(text, b"c_codecs\nencode\n%b" + latin1 + b"\x86R", 8000),
+        "copies of a list": _copying(nones, b"c__builtin__\nlist\n%b\x85R"),
+        "copies as shapes": _copying(ones, b"ctorch\nSize\n%b\x85R"),
+        "copies of a dict": _copying(pairs, b"c__builtin__\ndict\n%b\x85R", 10_000),
+        "copies as sets": _copying(pairs, b"c__builtin__\nset\n%b\x85R", 10_000),
+        "copies as ordered dicts": _copying(pairs, b"ccollections\nOrderedDict\n%b\x85R", 10_000),
+        "copies as attributes": _copying(pairs, b"ccollections\nOrderedDict\n)R%bb", 10_000),
+        "copies as Namespaces": _copying(pairs, b"cargparse\nNamespace\n)\x81%bb", 10_000),
+        "copies as default dicts": _copying(pairs, b"ccollections\ndefaultdict\nc__builtin__\nlist\n%b\x86R", 10_000),
+        "copies as arrays": _copying(b"c_codecs\nencode\n" + text + latin1 + b"\x86R", array, 8000),
+        "copies above a node": b"comegaconf.nodes\nAnyNode\n)\x81}" + _text("_parent")
+        + _copying(ones, b"ctorch\nSize\n%b\x85R") + b"sb",
+        "bytes that unpack": b"c_codecs\nencode\n" * 21 + _text("A" * 4096) + latin1 + b"\x86R"
+        + (_text("hex") + b"\x86R") * 20,
+        "pairs of pairs as a key": b"}K\x01" + (_REMEMBER + _RECALL + b"\x86") * 40 + b"Ns",
+        "a very deep nest": b"]" * 10**5 + b"a" * (10**5 - 1),
+    }  # fmt: skip
 
 
 def _change_zip(path: Path, change: Callable[[bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
@@ -219,9 +259,21 @@ def _change_zip(path: Path, change: Callable[[bytes], bytes], compression: int =
             out.writestr(name, change(content) if name.endswith("/data.pkl") else content)
 
 
+_AMPLIFIED = _amplified()
 for _zipped, _format in ((True, "zip"), (False, "legacy")):
-    for _name in _raw(Path("x")):
+    for _name in [*_raw(Path("x")), *_AMPLIFIED]:
         FILES[f"{_name}, {_format}"] = _writer_of_pickle(_name, _zipped)
+AMPLIFIED = [f"{name}, zip" for name in _AMPLIFIED]  # of FILES
+
+
+def _left_over(state: State, marker: Path, path: Path) -> None:
+    """The copies are no part of what is loaded: they stay on the stack below it."""
+    _save(state, path)
+    _change_zip(path, lambda pickled: pickled[:2] + _AMPLIFIED["copies of a text"] + pickled[2:])
+
+
+FILES["copies that are left over"] = _left_over
+AMPLIFIED.append("copies that are left over")
 
 
 # -- values that mean more than the file holds
@@ -313,6 +365,55 @@ def _into_config(value: str) -> Callable[[State, Path], None]:
     return change
 
 
+def _into_both(model: Any, **settings: Any) -> Callable[[State, Path], None]:
+    """One setting of the model that fairseq evaluates, and others beside it; functions get the marker."""
+
+    def change(state: State, marker: Path) -> None:
+        state["cfg"]["model"].adaptive_softmax_cutoff = model
+        filled = {name: value(marker) if callable(value) else value for name, value in settings.items()}
+        state["cfg"]["common"] = {**state["cfg"]["common"], **filled}
+
+    return change
+
+
+def _as_config(change: Callable[[omegaconf.DictConfig, State, str], Any]) -> Callable[[State, Path], None]:
+    """The configuration as fairseq 1.0.0a wrote it, changed."""
+
+    def as_config(state: State, marker: Path) -> None:
+        state["cfg"] = omegaconf.OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+        change(state["cfg"], state, _touch(marker))
+
+    return as_config
+
+
+def _code_in_a_namespace(config: omegaconf.DictConfig, state: State, code: str) -> None:
+    config.model = argparse.Namespace(**{**vars(config.model), "adaptive_softmax_cutoff": code})
+
+
+def _code_in_a_node(config: omegaconf.DictConfig, state: State, code: str) -> None:
+    node = omegaconf.nodes.AnyNode(parent=config, key="model")
+    node._val = omegaconf.OmegaConf.create({**vars(config.model), "adaptive_softmax_cutoff": code})
+    config._content["model"] = node
+
+
+def _code_above(config: omegaconf.DictConfig, state: State, code: str) -> None:
+    config.task.left_pad_source = "${elsewhere.code}"
+    state["extra_state"]["x"] = omegaconf.OmegaConf.create({"elsewhere": {"code": code}})
+    config._set_parent(state["extra_state"]["x"])
+
+
+def _code_above_a_node(config: omegaconf.DictConfig, state: State, code: str) -> None:
+    _code_above(config, state, code)
+    config._set_parent(None)
+    config.task._content["left_pad_source"]._set_parent(state["extra_state"]["x"])
+
+
+def _code_as_attribute(state: State, marker: Path) -> None:
+    settings = collections.OrderedDict()
+    vars(settings).update(vars(state["cfg"]["model"]), adaptive_softmax_cutoff=_touch(marker))
+    state["cfg"]["model"] = settings
+
+
 _SETTINGS: dict[str, Callable[[State, Path], None]] = {
     "env": _set_task("source_lang", "${oc.env:HOME}"),
     "env in a Namespace": _set_model("activation_fn", "${oc.env:HOME}"),
@@ -337,7 +438,33 @@ _SETTINGS: dict[str, Callable[[State, Path], None]] = {
     "code for a criterion": lambda state, marker: state["cfg"].update(criterion={"wer_args": _touch(marker)}),
     "code for args": lambda state, marker: _into_args(_touch(marker))(state, marker),
     "code for a DictConfig": lambda state, marker: _into_config(_touch(marker))(state, marker),
-}
+    "a reference to code": _into_both("${common.wandb_project}", wandb_project=_touch),
+    "a reference to code from where it is": _into_both("${..common.wandb_project}", wandb_project=_touch),
+    "a chain of references": _into_both("${common.a}", a="${common.wandb_project}", wandb_project=_touch),
+    "references that join": _into_both(
+        "${common.a}${common.b}", a="open(", b=lambda marker: f"{str(marker)!r}, 'w').close()"
+    ),
+    "a reference beside text": _into_both(
+        "open(${common.wandb_project}, 'w')", wandb_project=lambda marker: repr(str(marker))
+    ),
+    "a resolver behind backslashes": lambda state, marker: (
+        _into_args("")(state, marker), setattr(state["args"], "bpe", "$\\{mark:" + str(marker) + "\\}")
+    ),
+    "code as bytes": _set_model("adaptive_softmax_cutoff", lambda marker: _touch(marker).encode()),
+    "code as an array": _set_model("adaptive_softmax_cutoff", np.arange(3)),
+    "code in a Namespace": _as_config(_code_in_a_namespace),
+    "code in a node": _as_config(_code_in_a_node),
+    "code above": _as_config(_code_above),
+    "code above a node": _as_config(_code_above_a_node),
+    "code as an attribute": _code_as_attribute,
+    "a shift": _set_model("adaptive_softmax_cutoff", "1<<99999999999"),
+    "a long text": _set_model("adaptive_softmax_cutoff", "'a'*99999999999"),
+    "a long tuple": _set_model("adaptive_softmax_cutoff", "(1,)*99999999999"),
+    "products of products": _set_model("adaptive_softmax_cutoff", "[[[0]*9000]*9000]*9000"),
+    "a product of an unknown": _set_model("adaptive_softmax_cutoff", "[0]*(9999999999+1)"),
+    "a format": _set_model("adaptive_softmax_cutoff", "'%99999999999d'%1"),
+    "a text of megabytes": _set_model("adaptive_softmax_cutoff", "1," * 500_000),
+}  # fmt: skip
 
 for _zipped, _format in ((True, "zip"), (False, "legacy")):
     for _name, _change in {**_VALUES, **_SETTINGS}.items():
@@ -353,6 +480,13 @@ def _file(name: str) -> Callable[[Writer], Writer]:
         return write
 
     return register
+
+
+@_file("a DictConfig")
+def _dict_config(state: State, marker: Path, path: Path) -> None:
+    """Its `get` and keys are those of a dict."""
+    state["cfg"]["model"].adaptive_softmax_cutoff = _touch(marker)
+    _save(omegaconf.OmegaConf.create(state, flags={"allow_objects": True}), path)
 
 
 @_file("packed")

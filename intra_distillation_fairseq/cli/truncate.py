@@ -35,7 +35,14 @@ def run(args: argparse.Namespace) -> int:
 
     whole = checkpoints.load(args.checkpoint)
     _check_writable(out)
-    state = for_plain_fairseq(truncate_state(whole, args.layers))
+    try:
+        state = for_plain_fairseq(truncate_state(whole, args.layers))
+    except UserError:
+        raise
+    except Exception as error:  # of a configuration that fairseq did not write
+        raise UserError(
+            f"'{args.checkpoint}' cannot be cut ({checkpoints.cause(error)}): is it made by fairseq?"
+        ) from error
     try:
         checkpoints.write(state, out)
     except (OSError, RuntimeError) as error:

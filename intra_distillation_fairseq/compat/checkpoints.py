@@ -17,6 +17,7 @@ from fairseq.file_io import PathManager
 from intra_distillation_fairseq import checkpoints
 from intra_distillation_fairseq.compat import numpy_values
 from intra_distillation_fairseq.compat.wrapping import wrap
+from intra_distillation_fairseq.errors import UserError
 
 
 def checkpoint_types() -> list:
@@ -62,18 +63,20 @@ def allow_fairseq_checkpoints() -> None:
 
 
 def refuse_strangers_checkpoints() -> None:
-    """P3, P4: fairseq loads a file only after the checks of `checkpoints.read`, which say in one line what is wrong."""
+    """P3, P4: fairseq loads a file only after the checks of `checkpoints.load`, which say in one line what is wrong."""
 
     def wrapper(load: Callable) -> Callable:
         def load_checkpoint_to_cpu(path, *args, **kwargs):
-            checkpoints.read(Path(PathManager.get_local_path(path)))
+            state = checkpoints.load(Path(PathManager.get_local_path(path)))
+            if not state.get("optimizer_history") and "best_loss" not in state:
+                raise UserError(f"'{path}' is not a fairseq checkpoint: it has no history ('optimizer_history')")
             try:
                 return load(path, *args, **kwargs)
             except Exception as error:
                 refused = checkpoints.refusal(error, path)
-                if refused is None:
+                if refused is None and isinstance(error, (OSError, RuntimeError, MemoryError)):  # of the machine
                     raise
-                raise refused from error
+                raise refused or checkpoints.unreadable(error, path) from error
 
         return load_checkpoint_to_cpu
 

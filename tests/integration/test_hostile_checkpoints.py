@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
+import copy
+import dataclasses
 import importlib
 import io
+import multiprocessing
 import pickle
 import random
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,13 +24,15 @@ import malicious
 import numpy as np
 import pytest
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, models, registry, tasks
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models.transformer import TransformerModel
 from fairseq_commands import USER_DIR, command
 from omegaconf import OmegaConf
 from test_train_evaluate import CONFIG, UPDATES, arguments, prepared  # noqa: F401  a fixture
+from torch import _weights_only_unpickler
 
-from intra_distillation_fairseq import checkpoints, load, vetting
+from intra_distillation_fairseq import checkpoints, load, settings_vetting, vetting, whole_checkpoints
 from intra_distillation_fairseq.cli import main
 from intra_distillation_fairseq.errors import UserError
 
@@ -219,6 +226,25 @@ def test_fairseqs_commands_end_with_one_line(entry, make_case):
     assert done.stderr.rstrip("\n").split("\n")[-1].startswith("error: ")
 
 
+def test_none_takes_memory(tmp_path):
+    """Of files that stand for gigabytes, none makes the process larger by 400 MiB."""
+    torch.save({}, tmp_path / "good.pt")
+    assert checkpoints.read(tmp_path / "good.pt") == {}  # so that everything is imported
+    process = multiprocessing.get_context("fork").Process(target=_read_all_amplified, args=(tmp_path,))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+
+
+def _read_all_amplified(folder: Path) -> None:
+    for name in malicious.AMPLIFIED:
+        malicious.write(name, {"model": {}, "extra_state": {}}, folder / "marker", folder / "a.pt")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(checkpoints.RefusedCheckpoint, match="was not loaded"):
+            checkpoints.read(folder / "a.pt")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024, name
+
+
 def test_in_a_process_of_its_own(make_case):
     """As a user would: nothing of this test's process is there."""
     case = make_case("os.system, zip")
@@ -286,6 +312,121 @@ def test_references_between_settings_are_let_through(tmp_path):
     assert checkpoints.load(tmp_path / "a.pt")["cfg"]["a"] == "${common.seed}"
 
 
+def test_old_formats_are_opened(state, prepared, tmp_path):  # noqa: F811
+    """fairseq before 1.0.0 wrote a Namespace, 1.0.0a a configuration of omegaconf with references in it."""
+    settings = {
+        **vars(state["cfg"]["model"]),
+        **_without(state["cfg"]["task"], "_name"),
+        "task": "translation",
+        "criterion": "cross_entropy",
+        "optimizer": "adam",
+        "lr_scheduler": "fixed",
+    }
+    config = OmegaConf.create(copy.deepcopy(state["cfg"]), flags={"allow_objects": True})
+    config.criterion.sentence_avg = "${optimization.sentence_avg}"
+    old = {"args": argparse.Namespace(**settings), "cfg": None}
+    for number, changed in enumerate([old, {"cfg": config}]):
+        torch.save({**state, **changed}, tmp_path / f"{number}.pt")
+        model, _, opened = load(tmp_path / f"{number}.pt", data=prepared)
+        assert all(torch.equal(value, state["model"][name]) for name, value in model.named_parameters())
+        assert opened.criterion.sentence_avg is False
+
+
+def test_no_setting_of_fairseq_is_taken_for_code():
+    """The defaults of every architecture, model, task, criterion and optimizer that is registered, ours too."""
+    count = 0
+    for configure in models.ARCH_CONFIG_REGISTRY.values():
+        settings = argparse.Namespace(attention_dropout=0.0)  # lightconv_lm asks for it
+        configure(settings)
+        settings_vetting.check({"args": settings})
+        count += len(vars(settings))
+    kinds = [FairseqConfig, *tasks.TASK_DATACLASS_REGISTRY.values(), *models.MODEL_DATACLASS_REGISTRY.values()]
+    for registered in registry.REGISTRIES.values():
+        kinds += registered["dataclass_registry"].values()
+    for kind in filter(None, kinds):
+        settings = _defaults(kind)
+        for value in filter(lambda value: isinstance(value, str), settings.values()):
+            settings_vetting.check_references(value)
+        settings_vetting.check({"cfg": settings})
+        count += len(settings)
+    assert count > 5000
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    plain = {}
+    for field in dataclasses.fields(kind):
+        made = field.default_factory() if callable(field.default_factory) else field.default
+        if dataclasses.is_dataclass(made):
+            plain.update(_defaults(made if isinstance(made, type) else type(made)))
+        elif made is not dataclasses.MISSING:
+            plain[field.name] = str(made) if isinstance(made, str) else made  # choices are texts too
+    return plain
+
+
+# -- ill-formed files, which harm nobody
+
+
+def _without(part: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != name}
+
+
+ILL_FORMED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "history is a dict": lambda state: {"optimizer_history": {"a": 1}},
+    "history of texts": lambda state: {"optimizer_history": ["a"]},
+    "history is a number": lambda state: {"optimizer_history": 1},
+    "history is empty": lambda state: {"optimizer_history": []},
+    "history of nothing": lambda state: {"optimizer_history": [{}]},
+    "updates are a text": lambda state: {"optimizer_history": [{**state["optimizer_history"][-1], "num_updates": "1"}]},
+    "model is a list": lambda state: {"model": [1]},
+    "model is nothing": lambda state: {"model": None},
+    "model of texts": lambda state: {"model": {"encoder.x": "a"}},
+    "model of numbered tensors": lambda state: {"model": {1: torch.zeros(1)}},
+    "cfg is a text": lambda state: {"cfg": "a"},
+    "cfg is a list": lambda state: {"cfg": OmegaConf.create(["a"])},
+    "cfg without task": lambda state: {"cfg": _without(state["cfg"], "task")},
+    "cfg without model": lambda state: {"cfg": _without(state["cfg"], "model")},
+    "cfg model is nothing": lambda state: {"cfg": {**state["cfg"], "model": None}},
+    "cfg model is a text": lambda state: {"cfg": {**state["cfg"], "model": "a"}},
+    "cfg of numbers": lambda state: {"cfg": {1: 2}},
+    "unknown architecture": lambda state: {"cfg": {**state["cfg"], "model": {"_name": "nothing"}}},
+    "unknown task": lambda state: {"cfg": {**state["cfg"], "task": {**state["cfg"]["task"], "_name": "nothing"}}},
+    "layers are a text": lambda state: {"cfg": {**state["cfg"], "model": {"_name": "transformer", "encoder": {"layers": "x"}}}},
+    "extra_state is a list": lambda state: {"extra_state": [1]},
+    "val_loss is a text": lambda state: {"extra_state": {**state["extra_state"], "val_loss": "low"}},
+    "args is a text": lambda state: {"args": "a", "cfg": None},
+    "args of nothing": lambda state: {"args": argparse.Namespace(), "cfg": None},
+    "reference to nothing": lambda state: {"cfg": {**state["cfg"], "task": {**state["cfg"]["task"], "source_lang": "${nowhere.x}"}}},
+    "reference to itself": lambda state: {"cfg": {**state["cfg"], "task": {**state["cfg"]["task"], "source_lang": "${task.source_lang}"}}},
+}  # fmt: skip
+READERS: dict[str, Callable[[Case], Any]] = {
+    **{name: PYTHON[name] for name in ("load a file", "load a run", "load_checkpoint_to_cpu", "facts", "average")},
+    "newest_whole": lambda case: whole_checkpoints.newest_whole(case.run),
+    "truncate": lambda case: main.main(["truncate", str(case.file), "--layers", "1"]),
+}
+HARMLESS = ("updates are a text", "val_loss is a text")  # fairseq itself never looks at them
+
+
+@pytest.mark.parametrize("name", ILL_FORMED)
+def test_ill_formed_files_end_with_one_line(name, state, make_case, capsys):
+    case = make_case("a web page")
+    torch.save({**state, **ILL_FORMED[name](copy.deepcopy(state))}, case.file)
+    for path in case.run.glob("*.pt"):
+        shutil.copyfile(case.file, path)
+    said = [_one_line_of(READERS[entry], case, capsys) for entry in READERS]
+    assert name in HARMLESS or any(said)
+    for line in filter(None, said):
+        assert "\n" not in line and (str(case.file) in line or str(case.run) in line), line
+
+
+def _one_line_of(read: Callable[[Case], Any], case: Case, capsys) -> str:
+    """What an entry point says about a file; nothing where it is content with it."""
+    try:
+        status = read(case)
+    except UserError as error:
+        return str(error)
+    return capsys.readouterr().err.removesuffix("\n") if isinstance(status, int) and status else ""
+
+
 def test_the_user_dir_of_a_checkpoint_is_not_imported(state, make_case):
     """It is in every checkpoint; fairseq imports the one of its command line only, and it shall stay so."""
     case = make_case("os.system, zip")
@@ -307,8 +448,30 @@ def test_the_user_dir_of_a_checkpoint_is_not_imported(state, make_case):
 # -- the lists
 
 
+@pytest.mark.parametrize("name", sorted(settings_vetting._TEXTS))
+def test_what_may_be_code_may_not_be_referred_to(name):
+    code = "open('marker', 'w').close()"
+    settings_vetting.check({"cfg": {"common": {name: code}, "model": {"x": "common.seed"}}})
+    for reference in (f"${{common.{name}}}", "${common.seed}"):  # whatever it names: there may be a chain of them
+        with pytest.raises(vetting.Unwanted, match=f"its setting '{name}' is code"):
+            settings_vetting.check({"cfg": {"common": {name: code}, "model": {"x": reference}}})
+
+
+@pytest.mark.parametrize(
+    "text", ["[(512, 3)] * 20", "[(850, 6)] * 3 + [(850, 1)] * 1 + [(850, 5)] * 4", "2*0.5", "1-1"]
+)
+def test_small_products_are_no_code(text):
+    assert not settings_vetting.is_code(text)
+
+
+def test_a_state_is_a_dict():
+    """What else has the methods of one looks its values up in its own way."""
+    with pytest.raises(vetting.Unwanted, match="it is a DictConfig, not a dict"):
+        vetting.check_values(OmegaConf.create({"model": 1}), 1000)
+
+
 def test_the_settings_that_are_let_be_code_are_never_evaluated():
-    """`vetting._TEXTS` holds none of the names that fairseq gives to eval."""
+    """`settings_vetting._TEXTS` holds none of the names that fairseq gives to eval."""
     evaluated = set()
     for path in Path(fairseq.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -318,18 +481,13 @@ def test_the_settings_that_are_let_be_code_are_never_evaluated():
                     names = [getattr(part, "attr", getattr(part, "id", "")) for part in ast.walk(node.args[0])]
                     evaluated.update(names)
     assert {"adaptive_softmax_cutoff", "adam_betas", "conv_feature_layers"} <= evaluated
-    assert not evaluated & vetting._TEXTS
+    assert not evaluated & settings_vetting._TEXTS
 
 
 def test_torchs_loader_allows_what_the_list_names():
     """Every name on the list is of use: torch's loader knows it, or our stand-ins have it."""
-    known = {f"{kind.__module__}.{kind.__qualname__}" for kind in _allowed() if not isinstance(kind, tuple)}
-    known |= {pair[1] for pair in _allowed() if isinstance(pair, tuple)} | {"typing.Any"}
-    for name in vetting.ALLOWED_GLOBALS:
-        module, _, attribute = name.rpartition(".")
-        assert name in known or module in ("torch", "torch._utils", "collections", "_codecs", "builtins"), name
-        assert not module.startswith(("os", "posix", "subprocess", "pickle", "importlib")), name
-
-
-def _allowed() -> list:
-    return torch.serialization.get_safe_globals()
+    loader = _weights_only_unpickler
+    known = set(loader._get_allowed_globals()) | set(loader._get_user_allowed_globals())
+    assert known >= vetting.ALLOWED_GLOBALS, vetting.ALLOWED_GLOBALS - known
+    modules = {name.rpartition(".")[0] for name in vetting.ALLOWED_GLOBALS}
+    assert not modules & {"os", "posix", "subprocess", "pickle", "importlib"}

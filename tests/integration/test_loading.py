@@ -134,7 +134,7 @@ def test_a_checkpoint_file_without_its_run_folder(run, tmp_path):
             "broken.pt",
             "'.*broken.pt' was not loaded|'.*broken.pt' is not a whole file|'.*broken.pt' cannot be read",
         ),
-        ("", "empty.pt", "'.*empty.pt' is not a fairseq checkpoint: it has no configuration"),
+        ("", "empty.pt", "'.*empty.pt' is not a fairseq checkpoint: it has no history"),
     ],
 )
 def test_errors_in_one_line(tmp_path, place, name, message):
