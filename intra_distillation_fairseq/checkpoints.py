@@ -19,6 +19,9 @@ from intra_distillation_fairseq import vetting
 from intra_distillation_fairseq.errors import UserError
 from intra_distillation_fairseq.files import replacing
 
+# Of an error of fairseq's in a message, in characters: some hold whole configurations.
+_LONGEST_CAUSE = 200
+
 
 @dataclass(frozen=True)
 class CheckpointFacts:
@@ -29,9 +32,6 @@ class CheckpointFacts:
 
     update: int | None
     valid_loss: float | None
-
-
-_LONGEST_CAUSE = 200  # characters
 
 
 class RefusedCheckpoint(UserError, pickle.UnpicklingError):
@@ -75,7 +75,7 @@ def unreadable(error: Exception, path: Path | str) -> RefusedCheckpoint:
 
 
 def cause(error: Exception) -> str:
-    """An error in one line; fairseq puts whole configurations into some."""
+    """An error in one line, shortened."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= _LONGEST_CAUSE else f"{text[:_LONGEST_CAUSE]}..."
 
